@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model zoo, installed as ``pyro_latentde.models``."""
+
+# Run from the repository's root, a bare ``import models`` would make second copies of every class.
+if __name__ != "pyro_latentde.models":
+    raise ImportError(
+        f"the model zoo was imported as {__name__!r}; it has one name only: "
+        "write `from pyro_latentde.models import systems` (or `import pyro_latentde.models`)."
+    )
+
+from pyro_latentde.models import systems
+
+__all__ = ["systems"]

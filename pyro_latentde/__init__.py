@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference in latent differential-equation models, in Pyro."""
+
+from pyro_latentde import analysis, errors, infer
+from pyro_latentde.control import clear_cache, set_num_threads
+from pyro_latentde.data.series import Series
+from pyro_latentde.posterior.posterior import Posterior
+from pyro_latentde.sites.observe_site import observe
+from pyro_latentde.sites.ode_site import ode
+from pyro_latentde.sites.settings import solver
+from pyro_latentde.solve.integrate import odesolve
+from pyro_latentde.solve.solution import Solution, Status
+
+__all__ = [
+    "Posterior",
+    "Series",
+    "Solution",
+    "Status",
+    "analysis",
+    "clear_cache",
+    "errors",
+    "infer",
+    "observe",
+    "ode",
+    "odesolve",
+    "set_num_threads",
+    "solver",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Observed series, and data sets that come with the package."""
+
+from pyro_latentde.data.builtin import load_lynx_hare
+from pyro_latentde.data.series import Series
+
+__all__ = ["Series", "load_lynx_hare"]

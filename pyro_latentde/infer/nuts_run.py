@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Posterior draws of a Pyro model by the No-U-Turn sampler, all chains in one batched log-joint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+import pyro_latentde
+from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
+from pyro_latentde.infer.log_joint import LogJoint
+from pyro_latentde.infer.nuts_kernel import ChainRecord, run_chain
+from pyro_latentde.infer.progress import Progress
+from pyro_latentde.infer.starts import chain_generators, find_starts
+from pyro_latentde.infer.stop_signal import StopSignal
+from pyro_latentde.posterior.model_sites import ModelSites, inspect_model
+from pyro_latentde.posterior.posterior import Posterior
+
+__all__ = ["nuts"]
+
+_log = logging.getLogger("pyro_latentde")
+
+# A full covariance costs d^2 operations a step and needs about 5 d draws to be known; beyond this it is asked for.
+DENSE_UP_TO = 64
+# Leapfrog steps of an iteration, warm-up included, for a posterior of ordinary difficulty.
+EXPECTED_LEAPFROGS = 15
+_CALLS_BETWEEN_LOOKS = 16
+
+
+def nuts(
+    model: Callable,
+    *args: Any,
+    num_samples: int = 1000,
+    num_warmup: int = 1000,
+    num_chains: int = 4,
+    seed: int = 0,
+    target_accept: float = 0.8,
+    max_tree_depth: int = 10,
+    dense_mass: bool | None = None,
+    start: Any = None,
+    log_joint_engine: str = "auto",
+    progress: bool = True,
+    **kwargs: Any,
+) -> Posterior:
+    """Draw from the posterior of a Pyro model by the No-U-Turn sampler.
+
+    Chains are independent of each other and advance together: each batched call of log-joint and gradient answers
+    one leapfrog step of every chain, in whatever iteration each is. A failed solve is a log-density of minus infinity: a
+    divergence, counted in ``ode_failed``, and the chain goes on. Ctrl-C and SIGTERM return what was drawn so far.
+
+    Args:
+        model: Pyro model with continuous latent sites.
+        *args: its arguments.
+        num_samples: draws of each chain that are kept.
+        num_warmup: iterations before, which tune step size and metric.
+        num_chains: number of chains.
+        seed: the one seed; chain ``i`` is given the same random numbers whatever ``num_chains`` is.
+        target_accept: mean acceptance probability aimed at, in (0, 1); raise it against divergences.
+        max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` leapfrog steps.
+        dense_mass: adapt a full covariance (True) or variances (False); None: full up to 64 coordinates.
+        start: ``"auto"``, a dictionary of site values, a fit of ``infer.fit_svi`` or a ``Posterior``; see ``find_starts``.
+        log_joint_engine: ``"auto"``, ``"loop"``, ``"eager"``, ``"traced"`` or ``"compiled"``; see ``batched_log_joint``.
+        progress: show a bar on terminals, a line every half minute elsewhere.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        ``Posterior`` with samples ``(chain, draw, *site shape)`` and the statistics ``lp``, ``energy``, ``diverging``,
+        ``acceptance_rate``, ``step_size``, ``n_steps``, ``tree_depth``, ``reached_max_tree_depth``, ``ode_failed`` (failed solves in the
+        trajectory) and ``ode_steps`` (solver steps in the trajectory), each ``(chain, draw)``. ``lp`` belongs to the
+        unconstrained coordinates.
+
+    Raises:
+        ShapeError, DataError, LatentDEError: the model cannot be sampled, and why.
+        InitError: no start with a finite log-density and gradient.
+        LatentDEError: interrupted before the first draw.
+
+    References:
+        Hoffman & Gelman (2014), The No-U-Turn Sampler, JMLR 15.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 10.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0).expand([3]).to_event(1), obs=y)
+        >>> posterior = nuts(model, torch.tensor([1.0, 2.0, 3.0]), num_samples=50, num_warmup=50, progress=False)
+        >>> posterior.samples["mean"].shape
+        torch.Size([4, 50])
+    """
+    _check_settings(num_samples, num_warmup, num_chains, target_accept, max_tree_depth)
+    began = time.perf_counter()
+    joint = LogJoint(model, args, kwargs)
+    sites = inspect_model(model, *args, **kwargs)  # before the work: it may find fault with the model
+    dense = joint.dim <= DENSE_UP_TO if dense_mass is None else dense_mass
+    positions = find_starts(joint, num_chains, seed, start)
+    expected_calls = (num_warmup + num_samples) * EXPECTED_LEAPFROGS
+    batched = BatchedLogJoint(joint, positions, log_joint_engine, expected_calls)
+    records = [ChainRecord(num_warmup + num_samples, joint.dim) for _ in range(num_chains)]
+    settings = {
+        "num_warmup": num_warmup,
+        "num_samples": num_samples,
+        "target_accept": target_accept,
+        "max_tree_depth": max_tree_depth,
+        "dense_mass": dense,
+    }
+    chains = [
+        run_chain(q.copy(), record, rng, **settings)
+        for q, record, rng in zip(positions, records, chain_generators(seed, num_chains), strict=True)
+    ]
+    with Progress(num_chains * (num_warmup + num_samples), "nuts", progress) as bar, StopSignal() as stop:
+        _advance(chains, records, batched, positions, bar, stop)
+    drawn = _count_draws(records, num_warmup, num_samples)
+    facts = {
+        "inference": "nuts",
+        "seed": seed,
+        "num_chains": num_chains,
+        **settings,
+        "num_samples": drawn,
+        "sampling_time": time.perf_counter() - began,
+        "num_gradients": sum(record.num_gradients for record in records),
+        "log_joint_engine": batched.engine,
+        "interrupted": stop.wanted and drawn < num_samples,
+        "versions": {"pyro_latentde": pyro_latentde.__version__, "pyro": pyro.__version__, "torch": torch.__version__},
+    }
+    posterior = _to_posterior(joint, sites, records, num_warmup, facts)
+    _summarise(records, num_warmup, drawn, facts)
+    return posterior
+
+
+def _advance(
+    chains: list,
+    records: list[ChainRecord],
+    batched: BatchedLogJoint,
+    positions: np.ndarray,
+    bar: Progress,
+    stop: StopSignal,
+) -> None:
+    """Answer the chains' wishes until all have ended or a stop is wanted. Ended chains leave their last row behind."""
+    active = list(range(len(chains)))
+    for chain in active:
+        positions[chain] = next(chains[chain])
+    calls = 0
+    # infinities are answers here: a step too large, a momentum that overflows
+    with np.errstate(all="ignore"):
+        while active and not stop.wanted:
+            lp, grad, failed, steps = batched(positions)
+            ended = []
+            for chain in active:
+                try:
+                    positions[chain] = chains[chain].send((lp[chain], grad[chain], failed[chain], steps[chain]))
+                except StopIteration:
+                    ended.append(chain)
+            if ended:
+                active = [chain for chain in active if chain not in ended]
+            calls += 1
+            if calls % _CALLS_BETWEEN_LOOKS == 0 and bar.due():
+                _show(records, bar)
+    _show(records, bar)
+
+
+def _show(records: list[ChainRecord], bar: Progress) -> None:
+    facts = {
+        "divergences": sum(record.num_divergent for record in records),
+        "failed solves": sum(record.num_failed for record in records),
+        "step": f"{np.median([record.step_size for record in records]):.2g}",
+    }
+    bar.update(sum(record.count for record in records), facts)
+
+
+def _count_draws(records: list[ChainRecord], num_warmup: int, num_samples: int) -> int:
+    shortest = min(record.count for record in records)
+    if shortest <= num_warmup < num_warmup + num_samples:
+        raise LatentDEError(
+            f"interrupted during warm-up: the slowest chain had finished {min(shortest, num_warmup)} of {num_warmup} "
+            "warm-up iterations, so there is no draw to return.\n"
+            "Try: a smaller num_warmup, a better start, or solver settings that make a gradient cheaper."
+        )
+    return shortest - num_warmup
+
+
+def _to_posterior(
+    joint: LogJoint, sites: ModelSites, records: list[ChainRecord], num_warmup: int, facts: dict[str, Any]
+) -> Posterior:
+    kept = slice(num_warmup, num_warmup + facts["num_samples"])
+    u = torch.from_numpy(np.stack([record.positions[kept] for record in records]))
+    names = records[0].stats
+    stats = {name: torch.from_numpy(np.stack([record.stats[name][kept] for record in records])) for name in names}
+    with torch.no_grad():
+        samples = joint.constrain(u.to(joint.device, joint.dtype))
+    return Posterior(
+        samples={name: value.cpu() for name, value in samples.items()},
+        stats=stats,
+        sites=sites,
+        model=joint.model,
+        args=joint.args,
+        kwargs=joint.kwargs,
+        attrs=facts,
+    )
+
+
+def _summarise(records: list[ChainRecord], num_warmup: int, drawn: int, facts: dict[str, Any]) -> None:
+    """One line through the logger: information if all is well, a warning if a reader must act."""
+    kept = slice(num_warmup, num_warmup + drawn)
+    divergent = sum(int(record.stats["diverging"][kept].sum()) for record in records)
+    failed = sum(int(record.stats["ode_failed"][kept].sum()) for record in records)
+    at_limit = sum(int(record.stats["reached_max_tree_depth"][kept].sum()) for record in records)
+    worst = split_rhat(np.stack([record.positions[kept] for record in records])).max()
+    line = (
+        f"nuts: {len(records)} chains x {drawn} draws in {facts['sampling_time']:.1f} s, {facts['num_gradients']} gradients; "
+        f"{divergent} divergences, {failed} failed solves ({sum(r.num_failed for r in records) - failed} more in warm-up), "
+        f"R-hat at most {worst:.3f}."
+    )
+    advice = []
+    if facts["interrupted"]:
+        advice.append("Interrupted: all chains are cut to the shortest.")
+    if divergent:
+        advice.append("Divergences: the posterior may be biased; try target_accept=0.95 or another parameterisation.")
+    if at_limit:
+        advice.append(f"{at_limit} trajectories reached max_tree_depth={facts['max_tree_depth']}: the draws are right but dear.")
+    if worst > 1.05:
+        advice.append("The chains do not agree: draw longer, or look whether they sit in different modes.")
+    (_log.warning if advice else _log.info)(" ".join([line, *advice]))
+
+
+def split_rhat(u: np.ndarray) -> np.ndarray:
+    """Split R-hat of draws ``(chain, draw, d)`` by coordinate; NaN below four draws.
+
+    References:
+        Gelman et al. (2013), Bayesian Data Analysis, section 11.4.
+    """
+    half = u.shape[1] // 2
+    if half < 2:
+        return np.full(u.shape[2], np.nan)
+    halves = np.concatenate([u[:, :half], u[:, -half:]])
+    within = halves.var(axis=1, ddof=1).mean(axis=0)
+    between = half * halves.mean(axis=1).var(axis=0, ddof=1)
+    with np.errstate(all="ignore"):
+        return np.sqrt((half - 1) / half + between / (half * within))
+
+
+def _check_settings(
+    num_samples: int, num_warmup: int, num_chains: int, target_accept: float, max_tree_depth: int
+) -> None:
+    for name, value, least in (
+        ("num_samples", num_samples, 1),
+        ("num_warmup", num_warmup, 0),
+        ("num_chains", num_chains, 1),
+        ("max_tree_depth", max_tree_depth, 1),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise LatentDEError(f"nuts: {name} must be an integer of at least {least}, got {value!r}.")
+    if not 0.0 < target_accept < 1.0:
+        raise LatentDEError(f"nuts: target_accept must lie between 0 and 1, got {target_accept!r}.")

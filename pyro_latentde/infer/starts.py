@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where chains start: a finite log-density and gradient, another place for each chain, not hopelessly far out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_latentde.errors import InitError, LatentDEError
+from pyro_latentde.infer.ascent import ascend
+from pyro_latentde.infer.log_joint import LogJoint
+from pyro_latentde.infer.start_failures import explain_failure
+
+__all__ = ["chain_generators", "find_starts"]
+
+CANDIDATES = 20
+ROUNDS = 5
+CLIMB_STEPS = 150
+
+_log = logging.getLogger("pyro_latentde")
+
+
+def chain_generators(seed: int, num_chains: int, stream: int = 0) -> list[np.random.Generator]:
+    """One generator for each chain, the same for chain ``i`` whatever ``num_chains`` is.
+
+    Args:
+        seed: seed of the run.
+        num_chains: number of chains.
+        stream: independent streams for different purposes.
+
+    Example:
+        >>> a, b = chain_generators(0, 2)[1], chain_generators(0, 5)[1]
+        >>> a.random() == b.random()
+        True
+    """
+    sequences = (np.random.SeedSequence(seed, spawn_key=(chain, stream)) for chain in range(num_chains))
+    return [np.random.default_rng(sequence) for sequence in sequences]
+
+
+def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto") -> np.ndarray:
+    """Starts of the chains in unconstrained coordinates.
+
+    With ``"auto"`` each chain has candidates of its own, most of them drawn from the prior and some uniform on
+    (-2, 2) in unconstrained coordinates. All that have a finite log-density and gradient climb for a while, because
+    posteriors of differential equations have broad, flat and worthless modes that hold a chain for its whole warm-up.
+    The chain starts on the path of the candidate that came highest, where this path first reaches the height
+    of typical draws (``d`` below its top): not at the top, which is no typical place and the same for every chain.
+
+    Args:
+        joint: the log-joint.
+        num_chains: number of chains ``C``.
+        seed: seed of the run; the candidates of a chain depend on it and on the chain's number only.
+        start: ``"auto"`` or None; a dictionary of site values, each ``(*site shape)`` for all chains or
+            ``(C, *site shape)``, sites left out are searched; a ``Posterior``, or a fit with ``posterior(n)`` or
+            ``sample_start(n, generator)``, whose draws are the candidates.
+
+    Returns:
+        ``(C, d)`` float64.
+
+    Raises:
+        InitError: no candidate worked; tells what failed and where.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> joint = LogJoint(lambda: pyro.sample("x", dist.LogNormal(torch.tensor(0.0), 1.0)))
+        >>> find_starts(joint, 4, seed=0).shape
+        (4, 1)
+    """
+    if start is None:
+        start = "auto"
+    if isinstance(start, str) and start != "auto":
+        raise LatentDEError(f"start: expected 'auto', a dict of site values, a fit or a Posterior, got {start!r}.")
+    given = _given_values(joint, start, num_chains) if isinstance(start, Mapping) else [{}] * num_chains
+    pools = [
+        _valid_candidates(joint, start, rng, given[chain], chain)
+        for chain, rng in enumerate(chain_generators(seed, num_chains, stream=1))
+    ]
+    climbs = isinstance(start, str | Mapping) and len(given[0]) < len(joint.sites) and _can_batch(joint, pools[0])
+    if not climbs:
+        chosen = [pool[0] for pool in pools]  # draws of a fit, given values: as they are; else the best
+    else:
+        at_once = max(1, int(2e7 // (CLIMB_STEPS * CANDIDATES * joint.dim)))  # bounds the memory of the paths
+        chosen = []
+        for i in range(0, num_chains, at_once):
+            chosen += _climb(joint, pools[i : i + at_once], given[i : i + at_once])
+    return torch.stack(chosen).to("cpu", torch.float64).numpy()
+
+
+def _valid_candidates(joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping, chain: int) -> Tensor:
+    """Candidates ``(n, d)`` of a chain with finite log-density and gradient, the highest first if they were searched."""
+    complete = len(given) == len(joint.sites)
+    tried: list[Tensor] = []
+    for _ in range(1 if complete else ROUNDS):
+        candidates = _candidates(joint, start, rng, given, 1 if complete else CANDIDATES)
+        lp, _, _ = _evaluate(joint, candidates)
+        valid = torch.isfinite(lp)
+        if valid.any():
+            candidates, lp = candidates[valid], lp[valid]
+            return candidates[lp.argsort(descending=True)] if isinstance(start, str | Mapping) else candidates
+        tried.append(candidates)
+    raise InitError(explain_failure(joint, torch.cat(tried), chain))
+
+
+def _can_batch(joint: LogJoint, pool: Tensor) -> bool:
+    try:
+        joint.value_and_grad(pool)
+    except Exception as error:  # row by row, climbing could take longer than sampling
+        _log.debug("starts are the best candidates, they do not climb: %s", error)
+        return False
+    return True
+
+
+def _climb(joint: LogJoint, pools: list[Tensor], given: list[Mapping[str, Tensor]]) -> list[Tensor]:
+    """Let the candidates of some chains climb together; one start per chain. Given sites stay where they are."""
+    free = torch.ones(len(pools), joint.dim, dtype=joint.dtype, device=joint.device)
+    for row, fixed in zip(free, given, strict=True):
+        for site in joint.sites:
+            row[site.start : site.stop] = site.name not in fixed
+    sizes = [len(pool) for pool in pools]
+    free = torch.repeat_interleave(free, torch.tensor(sizes, device=joint.device), dim=0)
+
+    def value_and_grad(u: Tensor) -> tuple[Tensor, Tensor]:
+        lp, grad, _ = joint.value_and_grad(u)
+        return lp, grad * free
+
+    path, lp = ascend(value_and_grad, torch.cat(pools), CLIMB_STEPS)
+    chosen = []
+    for rows, rows_lp in zip(path.split(sizes, dim=1), lp.split(sizes, dim=1), strict=True):
+        best = rows_lp.amax(0).argmax()
+        height = rows_lp[:, best]
+        first = int((height >= height.max() - joint.dim).int().argmax())
+        chosen.append(rows[first, best])
+    return chosen
+
+
+def _candidates(joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping[str, Tensor], n: int) -> Tensor:
+    if isinstance(start, str | Mapping):
+        rows = torch.from_numpy(rng.uniform(-2.0, 2.0, (n, joint.dim))).to(joint.device, joint.dtype)
+        if len(given) < len(joint.sites):
+            part = 3 * n // 4
+            from_prior = _prior_draws(joint, part, int(rng.integers(2**62)))
+            usable = torch.isfinite(from_prior).all(-1, keepdim=True)
+            rows[:part] = torch.where(usable, from_prior, rows[:part])
+        for site in joint.sites:
+            if site.name in given:
+                rows[:, site.start : site.stop] = given[site.name]
+        return rows
+    return joint.unconstrain(_draws_of(start, joint, rng, n))
+
+
+def _prior_draws(joint: LogJoint, n: int, seed: int) -> Tensor:
+    """``n`` draws from the prior, ``(n, d)``, in one vectorised run of the model where that works."""
+    names = [site.name for site in joint.sites]
+
+    def draw(_: Tensor) -> dict[str, Tensor]:
+        trace = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
+        return {name: trace.nodes[name]["value"] for name in names}
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        try:
+            values = torch.func.vmap(draw, randomness="different")(torch.zeros(n))
+        except Exception as error:  # .item(), branches, a sampler without a batching rule
+            _log.debug("prior draws one by one: %s", error)
+            runs = [draw(torch.zeros(())) for _ in range(n)]
+            values = {name: torch.stack([run[name] for run in runs]) for name in names}
+    return joint.unconstrain(values)
+
+
+def _evaluate(joint: LogJoint, u: Tensor) -> tuple[Tensor, Tensor, Any]:
+    try:
+        return joint.value_and_grad(u)
+    except Exception as error:  # the engine of the run will say so in its reason
+        _log.debug("candidates one by one: %s", error)
+        return joint.value_and_grad_in_a_loop(u)
+
+
+def _given_values(joint: LogJoint, start: Mapping[str, Any], num_chains: int) -> list[dict[str, Tensor]]:
+    """Unconstrained coordinates of the given sites, for each chain."""
+    unknown = sorted(set(start) - {site.name for site in joint.sites})
+    if unknown:
+        raise LatentDEError(f"start: {unknown} are no latent sites; those are {[site.name for site in joint.sites]}.")
+    given: list[dict[str, Tensor]] = [{} for _ in range(num_chains)]
+    for site in joint.sites:
+        if site.name not in start:
+            continue
+        value = torch.as_tensor(start[site.name]).to(joint.device, site.dtype)
+        if value.shape == site.shape:
+            value = value.expand(num_chains, *site.shape)
+        if value.shape != (num_chains, *site.shape):
+            raise LatentDEError(
+                f"start[{site.name!r}]: expected shape {tuple(site.shape)}, or {(num_chains, *site.shape)} for one "
+                f"value per chain; got {tuple(value.shape)}."
+            )
+        inside = site.transform.codomain.check(value)
+        if not bool(inside.all()):
+            raise LatentDEError(f"start[{site.name!r}] = {value.tolist()} lies outside its support.")
+        flat = site.transform.inv(value).reshape(num_chains, -1).to(joint.dtype)
+        for chain in range(num_chains):
+            given[chain][site.name] = flat[chain]
+    return given
+
+
+def _draws_of(start: Any, joint: LogJoint, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
+    """``n`` draws of a fit or a posterior, name -> ``(n, *site shape)``."""
+    seed = int(rng.integers(2**62))
+    if hasattr(start, "sample_start"):
+        values = start.sample_start(n, torch.Generator().manual_seed(seed))
+    elif hasattr(start, "samples"):
+        first = next(iter(start.samples.values()))
+        index = torch.as_tensor(rng.integers(first.shape[0] * first.shape[1], size=n))
+        values = {name: value.flatten(0, 1)[index] for name, value in start.samples.items()}
+    elif hasattr(start, "posterior"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            values = {name: value.flatten(0, 1) for name, value in start.posterior(n).samples.items()}
+    else:
+        raise LatentDEError(
+            f"start: expected 'auto', a dict of site values, a fit or a Posterior, got {type(start).__name__}."
+        )
+    missing = [site.name for site in joint.sites if site.name not in values]
+    if missing:
+        raise LatentDEError(f"start: {type(start).__name__} has no draws of latent sites {missing}.")
+    return {site.name: values[site.name].detach().to(joint.device, site.dtype) for site in joint.sites}

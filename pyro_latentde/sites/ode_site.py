@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lde.ode``: the solution of a differential equation as a named site of a Pyro model."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from pyro_latentde.errors import ShapeError
+from pyro_latentde.sites.settings import requested_times, site_settings
+from pyro_latentde.solve.integrate import odesolve
+from pyro_latentde.solve.solution import Solution
+from pyro_latentde.solve.vector_field import BoundField
+
+__all__ = ["ode"]
+
+
+def ode(
+    name: str,
+    f: Callable,
+    y0: Any,
+    times: Any,
+    params: Any = None,
+    *,
+    states: Sequence[str] | None = None,
+    t0: Any = None,
+    event_dims: dict[str, int] | None = None,
+    **settings: Any,
+) -> Any:
+    r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` and record the trajectory as the deterministic site ``name``.
+
+    Works under every Pyro handler (``trace``, ``replay``, ``condition``, ``block``, ``mask``, ``scale``, ``do``, ...), in plates,
+    with vectorized particles and ``Predictive(parallel=True)``. Under a handler a failed row is NaN, which inference treats as log-density
+    minus infinity; without one it raises. In your own ``SVI.step`` Pyro's validation raises on NaN: switch it off with
+    ``pyro.enable_validation(False)``, or use ``infer.fit_svi``.
+
+    Args:
+        name: Name of the site.
+        f: Vector field ``f(t, y, p)``; a ``PyroModule`` too, also with ``PyroSample`` weights.
+        y0: Initial state, ``(*batch, D)``, or a dict or named tuple.
+        times: Output times, ``(T,)`` or ``(*batch, T)``.
+        params: Parameters; leading dimensions are batch (plates, chains, particles).
+        states: Names of the D coordinates, ``("hare", "lynx")``.
+        t0: Time of ``y0``; the first time by default.
+        event_dims: Dimensions of one row, by parameter name, where the field does not tell.
+        settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
+            :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from outside.
+
+    Returns:
+        The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is conditioned on, the
+        given value.
+
+    Raises:
+        SolveError: If rows fail and no Pyro handler is active, or for settings that cannot be met.
+        ShapeError: For shapes, dtypes or devices that do not fit.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, pyro_latentde as lde
+        >>> def model():
+        ...     k = pyro.sample("k", dist.LogNormal(torch.zeros(()).double(), 1.0))
+        ...     return lde.ode("z", lambda t, y, k: -k * y, torch.ones(1).double(), torch.linspace(0, 1, 5), k)
+        >>> pyro.poutine.trace(model).get_trace().nodes["z"]["value"].shape
+        torch.Size([5, 1])
+    """
+    inside = pyro.poutine.runtime.am_i_wrapped()
+    keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": "nan" if inside else "raise"}
+    with ExitStack() as stack:
+        field = _collect_samples(f, stack)
+        solution = odesolve(field, y0, times, params, t0=t0, **keywords)
+        extra = requested_times(name)
+        if extra is not None:
+            start = _start(times, y0) if t0 is None else t0
+            extra[1][name] = _stacked(odesolve(field, y0, extra[0], params, t0=start, **keywords))
+    names = _state_names(name, states, solution)
+    value = _stacked(solution)
+    n_steps = solution.stats["n_accepted"] + solution.stats["n_rejected"]
+    record = {"times": solution.times, "states": names, "status": solution.status, "n_steps": n_steps}
+    value = pyro.sample(
+        name,
+        dist.Delta(value, event_dim=2).mask(False),
+        obs=value,
+        infer={"_deterministic": True, "lde_ode": record},
+    )
+    return solution.shape_of_state.unflatten(value)
+
+
+def _start(times: Any, y0: Any) -> Tensor:
+    like = y0 if isinstance(y0, Tensor) else tree_flatten(y0)[0][0]
+    return torch.as_tensor(times, dtype=like.dtype, device=like.device)[..., 0]
+
+
+def _stacked(solution: Solution) -> Tensor:
+    """Structured states side by side, ``(*batch, T, D)``: what the site records."""
+    return solution.shape_of_state.flatten_trajectory(solution.ys)
+
+
+def _state_names(name: str, states: Sequence[str] | None, solution: Solution) -> tuple[str, ...] | None:
+    size = solution.shape_of_state.size
+    if states is None:
+        own = solution.shape_of_state.names
+        return own if len(own) == size else None
+    if len(states) != size:
+        raise ShapeError(f"site {name!r}: states names {len(states)} coordinates {tuple(states)}, but the state has {size}.")
+    return tuple(states)
+
+
+def _collect_samples(f: Callable, stack: ExitStack) -> Callable | BoundField:
+    """Draw the sampled weights of a ``PyroModule`` field once, as sites of the model, and hand them to the solver as parameters."""
+    if not isinstance(f, PyroModule):
+        return f
+    stack.enter_context(f._pyro_context)  # one draw per weight for the whole solve
+    tensors: list[Tensor] = []
+    event_dims: list[int] = []
+    with pyro.poutine.trace() as trace:
+        for module in f.modules():
+            if isinstance(module, PyroModule):
+                for weight in [*module._pyro_samples, *module._pyro_params, *module._parameters]:
+                    getattr(module, weight)
+    for site in trace.trace.nodes.values():
+        if site["type"] == "sample":
+            tensors.append(site["value"])
+            event_dims.append(site["fn"].event_dim)
+    stack.enter_context(pyro.poutine.block(hide_all=True))  # inside the solve the weights are values, not sites
+    return BoundField(f, tuple(tensors), tuple(event_dims))

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows that choose their own steps: error control, first step, outputs between steps, failures.
+
+Error norm: e = sqrt(mean_D((err / (atol + rtol max(|y|, |y_new|)))^2)); DOP853: e5^2 / sqrt(e5^2 + .01 e3^2).
+A trial is accepted iff e <= 1 and everything it computed is finite. Controller, with k = error_order:
+
+    accepted   h *= 0.9 e^(-0.7/k) e_prev^(0.4/k), within [0.2, 10]; at most 1 after a rejection
+    rejected   h *= max(0.2, 0.9 e^(-1/k)); 0.2 if the trial was not finite
+
+References:
+    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 2nd ed., Springer 1993, II.4.
+    Gustafsson, Control theoretic techniques for stepsize selection, ACM Trans. Math. Softw. 17 (1991) 533.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, UNDERFLOW, RowSolution
+from pyro_latentde.solve.runge_kutta import accepts_rows, dense_stages, interpolate, main_stages, restrict
+
+__all__ = ["solve_adaptive"]
+
+
+@torch.no_grad()
+def solve_adaptive(
+    f: Callable[..., Tensor],
+    y0: Tensor,
+    times: Tensor,
+    t0: Tensor,
+    method: Method,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+) -> RowSolution:
+    """Solve every row with its own step sizes (arguments as ``solve_rows``)."""
+    return _Adaptive(f, y0, times, t0, method, rtol, atol, max_steps).run()
+
+
+@dataclass
+class _Rows:
+    """The rows being integrated, one entry per row in every field; ``live`` is False once a row has ended."""
+
+    row: Tensor
+    live: Tensor
+    t: Tensor
+    y: Tensor
+    h: Tensor
+    k1: Tensor
+    error: Tensor
+    rejected: Tensor
+    broken: Tensor
+    cursor: Tensor
+    times: Tensor
+    direction: Tensor
+
+    def take(self, keep: Tensor) -> "_Rows":
+        return _Rows(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+
+class _Adaptive:
+    """One adaptive solve: what is written (per row of the batch), and the loop."""
+
+    def __init__(
+        self,
+        f: Callable[..., Tensor],
+        y0: Tensor,
+        times: Tensor,
+        t0: Tensor,
+        method: Method,
+        rtol: float,
+        atol: float,
+        max_steps: int,
+    ) -> None:
+        self.f, self.method, self.rtol, self.atol, self.max_steps = f, method, rtol, atol, max_steps
+        self.n_rows, self.subsets = len(y0), accepts_rows(f)
+        self.field = restrict(f, torch.arange(self.n_rows), self.n_rows)
+        self.status, self.accepted, self.refused, self.evals = (
+            torch.zeros(self.n_rows, dtype=torch.int64, device=y0.device) for _ in range(4)
+        )
+        self.trials, self.steps = 0, times.new_zeros(self.n_rows, 64)
+        at_start = times == t0[:, None]
+        self.ys = torch.where(at_start[..., None], y0[:, None], torch.nan)
+        self.rows = self._first_rows(y0, times, t0, at_start)
+
+    def run(self) -> RowSolution:
+        while (trial := self._next_trial()) is not None:
+            self._attempt(*trial)
+        longest = int(self.accepted.max()) if self.n_rows else 0
+        steps = self.steps[:, :longest].contiguous()
+        return RowSolution(self.ys, self.status, self.accepted, self.refused, self.evals, steps)
+
+    def _first_rows(self, y0: Tensor, times: Tensor, t0: Tensor, at_start: Tensor) -> _Rows:
+        k1 = self.field(t0, y0)
+        good = torch.isfinite(y0).all(1) & torch.isfinite(k1).all(1)
+        self.status[~good] = NON_FINITE
+        span = times[:, -1] - t0
+        live = good & (span != 0)
+        self.evals += 1 + live
+        flag = torch.zeros_like(live)
+        direction = torch.where(span < 0, -1.0, 1.0).to(times)
+        h = direction * self._first_step(t0, y0, k1, span, direction) if bool(live.any()) else span
+        row, one = torch.arange(len(y0), device=y0.device), torch.ones_like(t0)
+        return _Rows(row, live, t0, y0, h, k1, one, flag, flag, at_start.sum(1), times, direction)
+
+    def _first_step(self, t0: Tensor, y0: Tensor, k1: Tensor, span: Tensor, direction: Tensor) -> Tensor:
+        """Size of the first step (Hairer, Norsett, Wanner I, II.4, as in SciPy's ``select_initial_step``)."""
+        scale = self.atol + self.rtol * y0.abs()
+        d0, d1 = _rms(y0 / scale), _rms(k1 / scale)
+        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).to(t0)
+        h0 = torch.minimum(h0, span.abs())
+        ahead = self.field(t0 + direction * h0, y0 + (direction * h0).to(y0)[:, None] * k1)
+        d2 = _rms((ahead - k1) / scale) / h0
+        flat = (d1 <= 1e-15) & (d2 <= 1e-15)
+        h1 = (0.01 / torch.maximum(d1, d2)) ** (1 / self.method.error_order)
+        h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), h1.to(t0))
+        h = torch.minimum(torch.minimum(100 * h0, h1), span.abs())
+        sound = torch.isfinite(d0) & torch.isfinite(d1) & torch.isfinite(d2) & torch.isfinite(h)
+        return torch.where(sound, h, 1e-6 * span.abs())
+
+    def _next_trial(self) -> tuple[Tensor, Tensor] | None:
+        """End rows that may not go on; the steps to try and whether each reaches its row's last time."""
+        s = self.rows
+        end = s.times[:, -1] if s.times.shape[1] else s.t
+        remaining = end - s.t
+        final = s.h.abs() >= remaining.abs()
+        h = torch.where(2 * s.h.abs() > remaining.abs(), remaining / 2, s.h)
+        h = torch.where(final, remaining, h)
+        smallest = 16 * torch.finfo(s.t.dtype).eps * torch.maximum(s.t.abs(), end.abs())
+        spent = s.live & (self.accepted[s.row] + self.refused[s.row] >= self.max_steps)
+        stuck = s.live & ~spent & ~final & (h.abs() < smallest)
+        self.status[s.row[spent]] = MAX_STEPS
+        self.status[s.row[stuck]] = torch.where(s.broken[stuck], NON_FINITE, UNDERFLOW)
+        s.live = s.live & ~spent & ~stuck
+        n_live = int(s.live.sum())
+        if n_live == 0:
+            return None
+        if self.subsets and 2 * n_live < len(s.live):
+            h, final = h[s.live], final[s.live]
+            self.rows = s = s.take(s.live)
+            self.field = restrict(self.f, s.row, self.n_rows)
+        return torch.where(s.live, h, 0.0), final
+
+    def _attempt(self, h: Tensor, final: Tensor) -> None:
+        s, method = self.rows, self.method
+        k, y_new = main_stages(self.field, method, s.t, s.y, h, s.k1)
+        error = self._error_norm(h, s.y, y_new, k)
+        finite = torch.isfinite(error) & torch.isfinite(y_new).all(1)
+        if method.fsal:
+            finite &= torch.isfinite(k[-1]).all(1)
+        accept = s.live & finite & (error <= 1)
+        t_new = torch.where(final, s.times[:, -1], s.t + h)
+        self._write(accept, h, t_new, y_new, k)
+
+        won = s.row[accept]
+        self.trials += 1
+        if self.trials > self.steps.shape[1]:
+            self.steps = torch.cat([self.steps, torch.zeros_like(self.steps)], 1)
+        self.steps[won, self.accepted[won]] = h[accept]
+        self.accepted[won] += 1
+        self.refused[s.row[s.live & ~accept]] += 1
+        self.evals[s.row[s.live]] += method.stages - 1
+
+        # A row that stands still keeps everything, whatever its idle stages gave.
+        factor = self._factor(error, s.error, finite, accept, s.rejected)
+        s.h = torch.where(s.live, h * factor, s.h)
+        s.error = torch.where(accept, error.clamp(min=1e-10), s.error)
+        s.rejected, s.broken = s.live & ~accept, s.live & ~finite
+        s.t = torch.where(accept, t_new, s.t)
+        s.y = torch.where(accept[:, None], y_new, s.y)
+        s.live = s.live & ~(accept & final)
+        if method.fsal:
+            s.k1 = torch.where(accept[:, None], k[-1], s.k1)
+        elif bool((onward := accept & s.live).any()):
+            self.evals[s.row[onward]] += 1
+            s.k1 = torch.where(onward[:, None], self.field(s.t, s.y), s.k1)
+
+    def _error_norm(self, h: Tensor, y: Tensor, y_new: Tensor, k: list[Tensor]) -> Tensor:
+        scale = self.atol + self.rtol * torch.maximum(y.abs(), y_new.abs())
+        width = h.to(y.dtype)[:, None]
+        norms = []
+        for row in self.method.errors:
+            terms = [weight * stage for weight, stage in zip(row, k, strict=True) if weight != 0.0]
+            norms.append(_rms(width * sum(terms[1:], terms[0]) / scale))
+        if len(norms) == 1:
+            return norms[0].to(h)
+        fifth, third = norms
+        size = torch.sqrt(fifth**2 + 0.01 * third**2)
+        return torch.where(size == 0, 0.0, fifth**2 / size).to(h)
+
+    def _factor(
+        self, error: Tensor, before: Tensor, finite: Tensor, accept: Tensor, rejected: Tensor
+    ) -> Tensor:
+        k = self.method.error_order
+        grow = (0.9 * error.clamp(min=1e-10) ** (-0.7 / k) * before ** (0.4 / k)).clamp(0.2, 10.0)
+        grow = torch.where(rejected, grow.clamp(max=1.0), grow)
+        shrink = torch.where(finite, (0.9 * error ** (-1 / k)).clamp(min=0.2), 0.2)
+        return torch.where(accept, grow, shrink)
+
+    def _write(self, accept: Tensor, h: Tensor, t_new: Tensor, y_new: Tensor, k: list[Tensor]) -> None:
+        """Write the outputs that lie in the accepted steps."""
+        s, method = self.rows, self.method
+        toward = s.direction[:, None]
+        reach = torch.searchsorted(toward * s.times, toward * t_new[:, None], right=True)[:, 0]
+        reach = torch.where(accept, torch.maximum(reach, s.cursor), s.cursor)
+        if bool((reach > s.cursor).any()):
+            index = torch.arange(s.times.shape[1], device=reach.device)
+            at, j = ((index >= s.cursor[:, None]) & (index < reach[:, None])).nonzero(as_tuple=True)
+            theta = (s.times[at, j] - s.t[at]) / h[at]
+            ends = (theta >= 1) | (s.times[at, j] == t_new[at])
+            if method.dense_c and not bool(ends.all()):
+                k = dense_stages(self.field, method, s.t, s.y, h, k)
+                self.evals[s.row[at[~ends].unique()]] += len(method.dense_c)
+            value = torch.where(ends[:, None], y_new[at], interpolate(method, theta, s.y, h, k, at))
+            self.ys[s.row[at], j] = value
+        s.cursor = reach
+
+
+def _rms(x: Tensor) -> Tensor:
+    return torch.sqrt(torch.mean(x**2, dim=1))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine solves a problem, and the solve as a function of its tensors."""
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.lift import Lift, Untraceable
+from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.problem import Problem
+from pyro_latentde.solve.row_function import RowFunction
+from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
+from pyro_latentde.solve.vector_field import row_of
+
+__all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "torch_function"]
+
+ENGINES = ("auto", "fused", "torch", "torchdiffeq")
+LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
+
+_LOG = logging.getLogger("pyro_latentde")
+
+
+@lru_cache(maxsize=1)
+def _numba_missing() -> bool:
+    missing = importlib.util.find_spec("numba") is None
+    if missing:
+        _LOG.warning("Numba is not installed: every solve runs on the torch engine, which is slower. pip install numba")
+    return missing
+
+
+def choose_engine(problem: Problem, method: Method, engine: str, gradient: str) -> tuple[str, str]:
+    """The engine for a problem, and why.
+
+    Raises:
+        SolveError: For an unknown engine, or ``engine="fused"`` where the field cannot be compiled.
+    """
+    if engine not in ENGINES:
+        raise SolveError(f"unknown engine {engine!r}; expected one of {', '.join(ENGINES)}.")
+    if gradient == "adjoint":
+        if engine in ("auto", "torchdiffeq"):
+            return "torchdiffeq", 'gradient="adjoint" is the continuous adjoint of torchdiffeq'
+        raise SolveError(f'gradient="adjoint" is computed by engine="torchdiffeq"; got engine={engine!r}.')
+    if engine in ("torch", "torchdiffeq"):
+        return engine, "as asked"
+    obstacle = _why_not_fused(problem, method)
+    if obstacle is None:
+        return "fused", "the field compiles to one kernel"
+    if engine == "fused":
+        raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
+    return "torch", obstacle
+
+
+def _why_not_fused(problem: Problem, method: Method) -> str | None:
+    y0 = problem.tensors[0]
+    if _numba_missing():
+        return "Numba is not installed"
+    if y0.device.type != "cpu":
+        return f"the state is on {y0.device}, and kernels are compiled for the CPU"
+    if y0.dtype not in (torch.float32, torch.float64):
+        return f"the state has dtype {y0.dtype}"
+    traced = problem.info.kernels.get("trace")
+    if traced is None:
+        traced = problem.info.kernels["trace"] = _trace(problem)
+    return traced if isinstance(traced, str) else None
+
+
+def _trace(problem: Problem) -> Any:
+    """The traced field, or why it cannot be traced."""
+    from pyro_latentde.solve.fused.graph import reachable
+    from pyro_latentde.solve.fused.trace import trace_row
+
+    def call(t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+        return problem.info.call(problem.f, t, y, leaves)
+
+    rows = [_one_row(x, one) for x, one in zip(problem.tensors, problem.shared, strict=True)]
+    own, known = rows[3 : 3 + problem.own], rows[3 + problem.own :]
+    bound_count = problem.leaves - problem.own - problem.info.captured_count
+    bound = list(zip(problem.originals[:bound_count], known[:bound_count], strict=True))
+    try:
+        trace = trace_row(call, rows[2], rows[0], own, bound)
+    except Untraceable as reason:
+        return str(reason)
+    except Exception as error:
+        return f"tracing the field raised {type(error).__name__}: {error}"
+    if trace.captured != problem.info.captured_count:
+        return "the field captured other tensors when it was called a second time"
+    size = len(reachable(trace.outputs))
+    if size > LARGEST:
+        return f"the field has {size} scalar statements, more than {LARGEST}: matrix products are faster"
+    return trace
+
+
+def _one_row(x: Tensor, shared: bool) -> Tensor:
+    return row_of(x, x.ndim if shared else x.ndim - 1)
+
+
+def fused_function(problem: Problem, method: Method, settings: Any, replay: Tensor | None) -> RowFunction:
+    """The compiled solve; compiled once per field and method, whatever lambda carries it."""
+    from pyro_latentde.solve.fused.cpu import CpuKernel
+    from pyro_latentde.solve.fused.operator import FusedSolve
+
+    kernels = problem.info.kernels
+    trace = kernels["trace"]
+    if method.name not in kernels:
+        kernels[method.name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method)
+    if replay is not None:
+        return FusedSolve(kernels[method.name], settings, replay)
+    key = (method.name, settings)
+    if key not in kernels:
+        kernels[key] = FusedSolve(kernels[method.name], settings)
+    return kernels[key]
+
+
+def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]:
+    """The user's field over rows: ``make(leaves, shared)`` gives ``f(t (R,), y (R, D), rows) -> (R, D)``."""
+    info, f, own, originals = problem.info, problem.f, problem.own, problem.originals
+
+    def one(t: Tensor, y: Tensor, *leaves: Tensor) -> Tensor:
+        exchanged = {id(x): leaf for x, leaf in zip(originals, leaves[own:], strict=True)}
+        lift = Lift([t, y, *leaves], exchanged, complete=True)
+        with lift:
+            return lift.adopt(info.call(f, t, y, leaves[:own]))
+
+    def make(leaves: Sequence[Tensor], shared: Sequence[bool]) -> BatchedField:
+        dims = (0, 0, *(None if s else 0 for s in shared))
+
+        def mapped(t: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+            chosen = leaves if rows is None else [x if s else x[rows] for x, s in zip(leaves, shared, strict=True)]
+            if info.batchable:
+                try:
+                    return torch.func.vmap(one, in_dims=dims)(t, y, *chosen)
+                except RuntimeError as error:
+                    info.batchable = False
+                    _LOG.info("the vector field cannot be mapped over rows (%s); rows are evaluated one by one", error)
+            pick = [lambda i, x=x, s=s: x if s else x[i] for x, s in zip(chosen, shared, strict=True)]
+            return torch.stack([one(t[i], y[i], *(p(i) for p in pick)) for i in range(t.shape[0])])
+
+        return mapped
+
+    return make
+
+
+def torch_function(problem: Problem, method: Method, control: dict[str, Any], replay: Tensor | None) -> RowFunction:
+    """The solve on the torch engine."""
+    return TorchSolve(batched_field(problem), problem.leaves, method, **control, replay=replay)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to say when rows fail: how many, why, which first, where, with which parameters, and what to try."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_latentde.solve.problem import Problem, peek
+from pyro_latentde.solve.solution import Status
+
+__all__ = ["failure_message"]
+
+_ADVICE = {
+    Status.MAX_STEPS: "raise max_steps, loosen rtol, or look whether these parameters make the system stiff",
+    Status.UNDERFLOW: "look whether the solution blows up or the system is stiff at these parameters",
+    Status.NON_FINITE: "look for a logarithm, root or division that leaves its domain, or an initial state that is not finite",
+}
+
+
+def failure_message(problem: Problem, status: np.ndarray, ys: Tensor) -> str:
+    """The text of the :class:`SolveError` for failed rows.
+
+    Args:
+        problem: What was solved.
+        status: Status codes, any shape.
+        ys: States of the rows, ``(R, T, D)``, NaN where not reached.
+    """
+    codes = status.reshape(-1)
+    failed = np.flatnonzero(codes)
+    kinds = ", ".join(
+        f"{Status(int(c)).sentence} ({int((codes == c).sum())})" for c in np.unique(codes[failed])
+    )
+    row = int(failed[0])
+    index = tuple(int(i) for i in np.unravel_index(row, problem.batch)) if problem.batch else ()
+    where = f" First: row {list(index)}," if index else " It"
+    times, start = _row(problem, 1, row), float(_row(problem, 2, row))
+    reached = torch.isfinite(ys[row]).all(-1)
+    last = float(times[reached].max() if times[-1] >= start else times[reached].min()) if reached.any() else start
+    values = ", ".join(
+        f"{name}: {_short(_row(problem, 3 + k, row))}" for k, name in enumerate(problem.names[: problem.own])
+    )
+    state = _short(_row(problem, 0, row))
+    advice = _ADVICE.get(Status(int(codes[row])), "")
+    return (
+        f"{len(failed)} of {len(codes)} trajectories failed: {kinds}.{where} failed after t={last:g} (of {start:g}.."
+        f"{float(times[-1]):g}), y0 {state}, parameters {{{values}}}. To go on with NaN in these rows, "
+        f'on_failure="nan". Try: {advice}.'
+    )
+
+
+def _row(problem: Problem, k: int, row: int) -> Tensor:
+    x = problem.tensors[k].detach()
+    return x if problem.shared[k] else x[row]
+
+
+def _short(x: Tensor) -> str:
+    values = peek(x)
+    if values is None or values.size > 6:
+        return f"tensor of shape {tuple(x.shape)}"
+    return "[" + ", ".join(f"{v:.4g}" for v in values.reshape(-1)) + "]" if x.ndim else f"{float(values):.4g}"

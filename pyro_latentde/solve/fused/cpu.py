@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels on the CPU: Numba compiles the generated source, a pool of threads runs blocks of rows.
+
+Numba's own threading is not used: its OpenMP layer kills forked children, which forking MCMC chains and data loaders are.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pyro_latentde.solve.fused import templates
+from pyro_latentde.solve.fused.emit import field_source
+from pyro_latentde.solve.fused.graph import Graph, Node
+from pyro_latentde.solve.fused.kernel_cache import load_module
+from pyro_latentde.solve.methods import Method
+
+__all__ = ["CpuKernel", "Record", "Steps", "set_pool_size"]
+
+CHUNK = 16  # rows whose shared-parameter gradients are summed together; fixed, so that sums do not depend on threads
+SERIAL = 16  # below this many rows the pool costs more than it gives
+
+# NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf
+HEAD = """import math
+import numpy as np
+from numba import njit
+
+inner = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
+
+
+def outer(signature):
+    return njit(signature, nogil=True, error_model="numpy", cache=True,
+                fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
+
+"""
+
+_F, _I = "f8[::1]", "i8[::1]"
+_FORWARD = (
+    f"Tuple((i8, i8))(i8, i8, i8, {_F}, i8, {_F}, i8, {_F}, i8, {_F}, {_I}, {_I}, {_F}, {_I}, {_I}, f8, f8, i8, "
+    f"i8, f8, {_F}, i8, b1, {_F}, i8, {_I}, {_F}, {_I})"
+)
+_ADJOINT = (
+    f"i8(i8, i8, i8, i8, {_F}, i8, {_F}, {_I}, {_I}, {_F}, {_I}, {_F}, {_I}, {_F}, {_F}, {_F}, {_F}, {_I}, {_I}, {_I}, "
+    f"{_F}, {_I}, {_I})"
+)
+_TANGENT = (
+    f"i8(i8, i8, i8, {_F}, i8, {_F}, {_I}, {_I}, {_F}, {_I}, {_I}, {_I}, {_F}, {_I}, {_F}, {_F}, {_F}, {_F}, "
+    f"{_F}, {_I}, {_I})"
+)
+
+
+class _Pool:
+    """One thread pool per process: re-made in a forked child, whose threads did not survive the fork."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owner, self.executor = 0, None
+        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def map(self, task: Callable[[int, int], Any], rows: int) -> list[Any]:
+        """``task(lo, hi)`` over blocks of whole chunks; results in order of rows."""
+        blocks = min(-(-rows // CHUNK), 4 * self.threads)
+        if rows < SERIAL or self.threads == 1 or blocks < 2:
+            return [task(0, rows)]
+        size = -(-rows // (blocks * CHUNK)) * CHUNK
+        bounds = [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
+        with self.lock:
+            if self.owner != os.getpid():
+                self.owner = os.getpid()
+                self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="pyro_latentde")
+            executor = self.executor
+        return [f.result() for f in [executor.submit(task, lo, hi) for lo, hi in bounds]]
+
+
+_POOL = _Pool()
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread held
+    os.register_at_fork(after_in_child=lambda: setattr(_POOL, "lock", threading.Lock()))
+
+
+def set_pool_size(threads: int) -> None:
+    """Threads of the pool from now on."""
+    with _POOL.lock:
+        _POOL.threads, _POOL.owner = threads, 0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
+
+    A record is (t, h, y_1 .. y_D) at the beginning of a step.
+    """
+
+    blocks: list[tuple[int, int, np.ndarray]]
+    spans: np.ndarray
+    status: np.ndarray
+    states: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(records.nbytes for _, _, records in self.blocks)
+
+    def sizes(self) -> np.ndarray:
+        """Step sizes h, ``(rows, most steps)``, padded with 0."""
+        spans = self.spans.reshape(-1, 2)
+        counts = spans[:, 1] - spans[:, 0]
+        out = np.zeros((len(spans), max(1, int(counts.max(initial=0)))))
+        width = self.states + 2
+        for lo, hi, records in self.blocks:
+            for r in range(lo, hi):
+                out[r, : counts[r]] = records[spans[r, 0] * width + 1 : spans[r, 1] * width + 1 : width]
+        return out
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a forward solve leaves: outputs, statuses, counts (accepted, rejected, evaluations) and, if kept, steps."""
+
+    ys: np.ndarray
+    status: np.ndarray
+    counts: np.ndarray
+    steps: Steps | None
+
+
+@dataclass
+class Arrays:
+    """Inputs as flat arrays with row strides; the parameters end to end in one buffer."""
+
+    rows: int
+    y0: np.ndarray
+    y0_stride: int
+    times: np.ndarray
+    times_stride: int
+    points: int
+    t0: np.ndarray
+    t0_stride: int
+    p: np.ndarray
+    offsets: np.ndarray
+    strides: np.ndarray
+
+
+@dataclass
+class CpuKernel:
+    """The compiled solve of one vector field by one method."""
+
+    graph: Graph
+    outputs: list[Node]
+    leaves: int
+    method: Method
+    steps_per_row: float = 64.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def states(self) -> int:
+        return len(self.outputs)
+
+    def _build(self, kind: str, signature: str, template: str) -> tuple[Callable, int]:
+        with self.lock:
+            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent")
+        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, *fields.source.split("\n\n")]
+        parts = [HEAD, *("@inner\n" + h.strip() + "\n\n" for h in _in_order(helpers))]
+        module = load_module("\n".join([*parts, f'@outer("{signature}")', template.strip(), ""]))
+        return getattr(module, kind), templates.work_size(self.method, self.states, fields.scratch)
+
+    @cached_property
+    def _forward(self) -> tuple[Callable, int]:
+        source = templates.explicit_forward(self.method, self.states, self.leaves)
+        return self._build("forward", _FORWARD, source)
+
+    @cached_property
+    def _adjoint(self) -> tuple[Callable, int]:
+        source = templates.explicit_adjoint(self.method, self.states, self.leaves)
+        return self._build("adjoint", _ADJOINT, source)
+
+    @cached_property
+    def _tangent(self) -> tuple[Callable, int]:
+        source = templates.explicit_tangent(self.method, self.states, self.leaves)
+        return self._build("tangent", _TANGENT, source)
+
+    def _scratch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        k = max(1, self.leaves)
+        return np.empty(size), np.empty(k, dtype=np.int64), np.empty(k, dtype=np.int64)
+
+    def forward(
+        self,
+        a: Arrays,
+        rtol: float,
+        atol: float,
+        max_steps: int,
+        step_size: float | None,
+        replay: np.ndarray | None,
+        keep: bool,
+    ) -> Record:
+        kernel, size = self._forward
+        ys = np.empty((a.rows, a.points, self.states))
+        status = np.empty(a.rows, dtype=np.int64)
+        counts = np.empty((a.rows, 3), dtype=np.int64)
+        spans = np.zeros(2 * a.rows, dtype=np.int64)
+        mode = 2 if replay is not None else 1 if step_size is not None else 0
+        plan = np.zeros((1, 1)) if replay is None else np.ascontiguousarray(replay)
+        width = self.states + 2
+
+        def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
+            w, o, _ = self._scratch(size)
+            blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
+            while row < hi:
+                records = np.empty(((hi - row) * room if keep else 1) * width)
+                end, _ = kernel(
+                    row, hi, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, a.p, a.offsets,
+                    a.strides, ys.reshape(-1), status, counts.reshape(-1), rtol, atol, max_steps, mode, step_size or 0.0,
+                    plan.reshape(-1), plan.shape[1], keep, records, 0, spans, w, o,
+                )  # fmt: skip
+                if keep:
+                    blocks.append((row, end, records))
+                row, room = end, 2 * room
+            return blocks
+
+        blocks = [block for part in _POOL.map(task, a.rows) for block in part]
+        if not keep:
+            return Record(ys, status, counts, None)
+        if a.rows:
+            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * float(counts[:, 0].mean())
+        return Record(ys, status, counts, Steps(blocks, spans, status, self.states))
+
+    def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Cotangents of y0 (R, D), times (R, T), t0 (R,), and the parameter buffer: per row, then shared (summed)."""
+        kernel, size = self._adjoint
+        shared = a.strides == 0
+        lengths = np.diff(np.append(a.offsets, a.p.size)) if self.leaves else np.zeros(0, dtype=np.int64)
+        total_shared = int(lengths[shared].sum()) if self.leaves else 0
+        chunks = -(-a.rows // CHUNK)
+        # gradient buffer: the layout of p for per-row parameters, then one block of shared sums per chunk of rows
+        go = a.offsets.copy()
+        go[shared] = a.p.size + np.cumsum(lengths[shared]) - lengths[shared]
+        gc = np.where(shared, total_shared, 0)
+        g = np.zeros(a.p.size + chunks * total_shared)
+        y0_bar, ts_bar, t0_bar = np.zeros((a.rows, self.states)), np.zeros((a.rows, a.points)), np.zeros(a.rows)
+        gy = np.ascontiguousarray(gy).reshape(-1)
+
+        def task(lo: int, hi: int) -> None:
+            w, o, q = self._scratch(size)
+            for first, last, records in steps.blocks:
+                row = max(lo, first)
+                while row < min(hi, last):
+                    end = min(hi, last, (row // CHUNK + 1) * CHUNK) if total_shared else min(hi, last)
+                    kernel(
+                        row, end, row // CHUNK, a.points, a.times, a.times_stride, a.p, a.offsets, a.strides, gy,
+                        steps.status, records, steps.spans, y0_bar.reshape(-1), ts_bar.reshape(-1), t0_bar, g, go, a.strides,
+                        gc, w, o, q,
+                    )  # fmt: skip
+                    row = end
+
+        _POOL.map(task, a.rows)
+        if total_shared:
+            sums = g[a.p.size :].reshape(chunks, total_shared)
+            g[a.p.size : a.p.size + total_shared] = sums.sum(0)
+        return y0_bar, ts_bar, t0_bar, g[: a.p.size + total_shared]
+
+    def tangent(
+        self,
+        a: Arrays,
+        steps: Steps,
+        y0_dot: np.ndarray,
+        times_dot: np.ndarray,
+        t0_dot: np.ndarray,
+        p_dot: np.ndarray,
+        p_dot_offsets: np.ndarray,
+        p_dot_strides: np.ndarray,
+    ) -> np.ndarray:
+        """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
+        kernel, size = self._tangent
+        out = np.empty((a.rows, a.points, self.states))
+        flat = [np.ascontiguousarray(x).reshape(-1) for x in (y0_dot, times_dot, t0_dot)]
+
+        def task(lo: int, hi: int) -> None:
+            w, o, od = self._scratch(size)
+            for first, last, records in steps.blocks:
+                if max(lo, first) < min(hi, last):
+                    kernel(
+                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, a.p, a.offsets, a.strides,
+                        p_dot, p_dot_offsets, p_dot_strides, steps.status, records, steps.spans, *flat, out.reshape(-1),
+                        w, o, od,
+                    )  # fmt: skip
+
+        _POOL.map(task, a.rows)
+        return out
+
+
+def _in_order(helpers: list[str]) -> list[str]:
+    """``field`` before what calls it."""
+    return sorted(helpers, key=lambda h: ("def first_step" in h, "def insertion_point" not in h))

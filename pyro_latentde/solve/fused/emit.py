@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source code of a traced vector field and its derivatives, as scalar statements over flat arrays.
+
+The three functions share their conventions with ``templates.py``: ``w`` is the work array of the thread, ``p`` holds every
+parameter end to end, ``o[k]`` is where parameter k of this row begins, ``ws`` is where scratch space begins in ``w``.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from pyro_latentde.solve.fused.graph import Graph, Matrix, Node, jvp, reachable, vjp
+from pyro_latentde.solve.fused.scalar_ops import OPS
+
+__all__ = ["FieldSource", "field_source"]
+
+
+@dataclass(frozen=True)
+class FieldSource:
+    """Python source of ``field``, ``field_vjp`` and ``field_jvp``, the scratch they need and the statements they have."""
+
+    source: str
+    scratch: int
+    statements: int
+
+
+class _Body:
+    """Statements that compute a set of nodes, each once, in dependency order."""
+
+    def __init__(self, leaves: dict[str, Callable[..., str]]) -> None:
+        self.leaves = leaves
+        self.lines: list[str] = []
+        self.names: dict[Node, str] = {}
+        self.offsets: set[tuple[str, int]] = set()
+        self.scratch = 0
+
+    def add(self, nodes: Iterable[Node]) -> None:
+        for node in reachable(nodes):
+            if node not in self.names:
+                self.names[node] = self._define(node)
+
+    def array(self, leaf: int) -> tuple[str, str]:
+        """The array that holds parameter ``leaf`` and the name of its offset; tangents follow the parameters."""
+        array, offset, k = ("p", "o", leaf) if leaf < _TANGENT else ("pd", "od", leaf - _TANGENT)
+        self.offsets.add((offset, k))
+        return array, f"{offset}{k}"
+
+    def _define(self, node: Node) -> str:
+        if node.op == "const":
+            return _literal(node)
+        name = f"v{node.number}"
+        if node.op == "matvec":
+            return self._matvec(node)
+        if node.op == "elem":
+            return self._let(name, f"w[{self.names[node.args[0]]} + {node.args[1]}]")
+        if node.op == "leaf":
+            array, offset = self.array(node.args[0])
+            return self._let(name, f"{array}[{offset} + {node.args[1]}]")
+        if node.op == "gather":
+            leaf, start, stride, size, index = node.args
+            array, offset = self.array(leaf)
+            place = f"min(max({self.names[index]}, 0), {size - 1})"
+            return self._let(name, f"{array}[{offset} + {start} + {stride} * {place}]")
+        if node.op == "search":
+            leaf, start, stride, size, right, value = node.args
+            array, offset = self.array(leaf)
+            arguments = f"{array}, {offset} + {start}, {stride}, {size}, {right}, {self.names[value]}"
+            return self._let(name, f"insertion_point({arguments})")
+        if node.op in OPS:
+            return self._let(name, OPS[node.op].source.format(*(self.names[a] for a in node.args)))
+        source = self.leaves[node.op](*node.args)
+        return source if source.isidentifier() else self._let(name, source)
+
+    def _let(self, name: str, expression: str) -> str:
+        self.lines.append(f"{name} = {expression}")
+        return name
+
+    def vector(self, nodes: Sequence[Node]) -> str:
+        """Put nodes side by side into scratch; the result is where they begin."""
+        place = f"ws + {self.scratch}"
+        self.lines += [f"w[{place} + {j}] = {self.names[x]}" for j, x in enumerate(nodes)]
+        self.scratch += len(nodes)
+        return place
+
+    def _matvec(self, node: Node) -> str:
+        matrix, vector = node.args
+        x = self.vector(vector)
+        out = f"ws + {self.scratch}"
+        self.scratch += matrix.shape[0]
+        array, offset = self.array(matrix.leaf)
+        at = f"{array}[{offset} + {matrix.offset} + i * {matrix.row} + j * {matrix.column}]"
+        if matrix.column <= matrix.row:  # rows lie contiguous: inner products
+            self.lines += [
+                f"for i in range({matrix.shape[0]}):",
+                "    s = 0.0",
+                f"    for j in range({matrix.shape[1]}):",
+                f"        s += {at} * w[{x} + j]",
+                f"    w[{out} + i] = s",
+            ]
+        else:  # columns lie contiguous: sums of columns
+            self.lines += [
+                f"for i in range({matrix.shape[0]}):",
+                f"    w[{out} + i] = 0.0",
+                f"for j in range({matrix.shape[1]}):",
+                f"    s = w[{x} + j]",
+                f"    for i in range({matrix.shape[0]}):",
+                f"        w[{out} + i] += {at} * s",
+            ]
+        return out
+
+    def outer(self, matrix: Matrix, g: Sequence[Node], x: Sequence[Node]) -> None:
+        """``G += g x^T`` for the gradient array of a matrix."""
+        g_at, x_at = self.vector(g), self.vector(x)
+        self.offsets.add(("q", matrix.leaf))
+        self.lines += [
+            f"for i in range({matrix.shape[0]}):",
+            f"    s = w[{g_at} + i]",
+            f"    for j in range({matrix.shape[1]}):",
+            f"        g[q{matrix.leaf} + {matrix.offset} + i * {matrix.row} + j * {matrix.column}] += s * w[{x_at} + j]",
+        ]
+
+    def function(self, head: str, result: str) -> str:
+        loads = [f"{array}{k} = {array}[{k}]" for array, k in sorted(self.offsets)]
+        return "\n    ".join([head, *loads, *self.lines, result]) + "\n"
+
+
+_TANGENT = 1 << 20  # parameters from this number on are tangents of parameters
+
+
+def _literal(node: Node) -> str:
+    value = node.args[0]
+    if node.kind == "f" and value != value:
+        return "np.nan"
+    if node.kind == "f" and value in (float("inf"), float("-inf")):
+        return "np.inf" if value > 0 else "(-np.inf)"
+    return f"({value!r})" if node.kind != "b" and value < 0 else repr(value)
+
+
+def _state(base: str) -> Callable[[int], str]:
+    return lambda i: f"w[{base} + {i}]"
+
+
+def _field(outputs: Sequence[Node]) -> tuple[str, _Body]:
+    body = _Body({"t": lambda: "t", "y": _state("yo")})
+    body.add(outputs)
+    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(outputs)]
+    return body.function("def field(t, w, yo, ko, ws, p, o):", "return 0.0"), body
+
+
+def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+    seeds = [graph.leaf("seed", i) for i in range(len(outputs))]
+    bars = vjp(graph, outputs, seeds)
+    body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")})
+    body.add([*bars.scalars.values(), *(g for *_, g in bars.scatter), *(i for *_, i, _ in bars.scatter)])
+    for matrix, g, x in bars.outer:
+        body.add([*g, *x])
+        body.outer(matrix, g, x)
+    zero = graph.const(0.0)
+    for i in range(len(outputs)):
+        bar = bars.scalars.get(graph.leaf("y", i), zero)
+        body.add([bar])
+        body.lines.append(f"w[bo + {i}] = {body.names[bar]}")
+    for leaf, bar in bars.scalars.items():
+        if leaf.op == "leaf":
+            k, j = leaf.args
+            body.offsets.add(("q", k))
+            body.lines.append(f"g[q{k} + {j}] += {body.names[bar]}")
+    for k, start, stride, size, index, bar in bars.scatter:
+        body.offsets.add(("q", k))
+        place = f"min(max({body.names[index]}, 0), {size - 1})"
+        body.lines.append(f"g[q{k} + {start} + {stride} * {place}] += {body.names[bar]}")
+    t_bar = bars.scalars.get(graph.leaf("t"), zero)
+    body.add([t_bar])
+    return body.function("def field_vjp(t, w, yo, co, bo, ws, p, o, g, q):", f"return {body.names[t_bar]}"), body
+
+
+def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+    def tangent(node: Node) -> Node:
+        if node.op == "leaf":
+            return graph.leaf("leaf", node.args[0] + _TANGENT, node.args[1])
+        return graph.leaf(node.op + "_dot", *node.args)
+
+    dots = jvp(graph, outputs, tangent, _TANGENT)
+    body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
+    body.add(dots)
+    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
+    return body.function("def field_jvp(t, td, w, yo, do, ko, ws, p, o, pd, od):", "return 0.0"), body
+
+
+def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False) -> FieldSource:
+    """Write out ``dy/dt = f(t, y, p)`` and its vector-Jacobian product, or (``tangent``) its Jacobian-vector product.
+
+    Args:
+        outputs: The nodes of dy_i/dt.
+        tangent: Forward mode instead of reverse mode.
+    """
+    parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs)]
+    return FieldSource(
+        source="\n\n".join(source for source, _ in parts),
+        scratch=max(body.scratch for _, body in parts),
+        statements=sum(len(body.lines) for _, body in parts),
+    )

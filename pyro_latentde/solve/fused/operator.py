@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused engine as row functions: the solve, its adjoint, its tangent.
+
+Inputs, in this order: y0 ``(D,)``, times ``(T,)``, t0 ``()``, then every parameter; each shared or per row.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_latentde.solve.fused.cpu import Arrays, CpuKernel, Record, Steps
+from pyro_latentde.solve.fused.graph_torch import graph_field
+from pyro_latentde.solve.row_function import RowFunction
+from pyro_latentde.solve.solution import Status
+from pyro_latentde.solve.step_store import find_steps, keep_steps, tie_to
+from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
+from pyro_latentde.solve.torch_solve import replay_function, require_sorted, solve_outputs
+
+__all__ = ["FusedSolve", "Settings"]
+
+_LOG = logging.getLogger("pyro_latentde")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a solve needs beside its tensors. ``sensitivity`` is ``"adjoint"`` (discrete) or ``"forward"``; ``checked`` says that the
+    times are known to be sorted.
+    """
+
+    rtol: float
+    atol: float
+    max_steps: int
+    step_size: float | None
+    sensitivity: str
+    keep: bool
+    checked: bool
+
+
+def _flat(t: Tensor) -> np.ndarray:
+    """The values of a CPU tensor as a flat float64 array, without a copy where that is what it is."""
+    array = t.detach().numpy()
+    return np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
+
+
+def _arrays(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> Arrays:
+    y0, times, t0, *leaves = tensors
+    p, offsets, strides = _buffer(leaves, shared[3:])
+    return Arrays(
+        rows,
+        _flat(y0),
+        0 if shared[0] else y0.shape[-1],
+        _flat(times),
+        0 if shared[1] else times.shape[-1],
+        times.shape[-1],
+        _flat(t0),
+        0 if shared[2] else 1,
+        p,
+        offsets,
+        strides,
+    )
+
+
+def _buffer(leaves: Sequence[Tensor], shared: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parameters end to end; where each begins; how far its rows are apart."""
+    parts = [_flat(x) for x in leaves]
+    sizes = [part.size for part in parts]
+    strides = [0 if one else int(np.prod(x.shape[1:])) for x, one in zip(leaves, shared, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1] if sizes else []
+    p = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.zeros(0)
+    return p, np.asarray(offsets, dtype=np.int64), np.asarray(strides, dtype=np.int64)
+
+
+class FusedSolve(RowFunction):
+    """Outputs: ys ``(R, T, D)``, status ``(R,)``, counts ``(R, 3)``, tokens ``(R,)``."""
+
+    saved = (3,)
+    follows = (None, None, None, None)
+
+    def __init__(self, kernel: CpuKernel, settings: Settings, replay: Tensor | None = None) -> None:
+        super().__init__()
+        self.kernel, self.settings, self.replay = kernel, settings, replay
+        self.wrt = tuple(range(3 + kernel.leaves))
+
+    def record(self, a: Arrays, keep: bool) -> Record:
+        s = self.settings
+        replay = None if self.replay is None else self.replay.detach().double().cpu().numpy()
+        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, keep)
+
+    def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        a = _arrays(rows, shared, tensors)
+        if not self.settings.checked:
+            require_sorted(tensors[1], shared[1], tensors[2], shared[2])
+        record = self.record(a, self.settings.keep)
+        y0 = tensors[0]
+        tokens = (
+            torch.zeros(rows, dtype=torch.int64)
+            if record.steps is None
+            else keep_steps(record.steps, rows, y0.device)
+        )
+        ys = torch.from_numpy(record.ys).to(y0.dtype)
+        return [ys, torch.from_numpy(record.status), torch.from_numpy(record.counts), tokens]
+
+    def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        return solve_outputs(rows, tensors)
+
+    def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
+        if self.settings.keep and not torch._C._functorch.is_functorch_wrapped_tensor(outputs[3]):
+            tie_to(ctx, outputs[3])
+
+    def steps(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Steps:
+        """The steps of the solve whose inputs and tokens these are."""
+        steps = find_steps(tensors[-1])
+        if steps is None:
+            n = len(tensors) - 1
+            steps = self.record(_arrays(rows, shared[:n], tensors[:n]), True).steps
+        return steps
+
+    def replayed(self) -> TorchRows:
+        """The same solution as differentiable torch code along the accepted steps, for higher derivatives."""
+        field = graph_field(self.kernel.graph, self.kernel.outputs)
+
+        def batched(leaves: Sequence[Tensor], shared: Sequence[bool]) -> object:
+            flat = [x.reshape(-1) if one else x.reshape(x.shape[0], -1) for x, one in zip(leaves, shared, strict=True)]
+
+            def f(t: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+                chosen = flat if rows is None else [x if one else x[rows] for x, one in zip(flat, shared, strict=True)]
+                return field(t, y, chosen)
+
+            return f
+
+        def sizes(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            steps = self.steps(rows, shared, [t.detach() for t in tensors])
+            return torch.from_numpy(steps.sizes()), torch.from_numpy(steps.status)
+
+        return replay_function(batched, sizes, self.kernel.method, 3 + self.kernel.leaves)
+
+    def make_vjp(self) -> RowFunction:
+        return _FusedVJP(self)
+
+    def make_jvp(self) -> RowFunction:
+        return _FusedJVP(self)
+
+
+class _FusedVJP(RowFunction):
+    """Inputs: those of the solve, tokens, cotangent of ys. Outputs: cotangents of y0, times, t0 and every parameter."""
+
+    def __init__(self, solve: FusedSolve) -> None:
+        super().__init__()
+        self.solve, n = solve, 3 + solve.kernel.leaves
+        self.follows = tuple(range(n))
+        self.differentiable = self.follows
+        self.wrt = (*self.follows, n + 1)
+
+    def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        *inputs, gys = tensors
+        steps = self.solve.steps(rows, shared[:-1], inputs)
+        a = _arrays(rows, shared[:-2], inputs[:-1])
+        gy = gys.detach().numpy().astype(np.float64, copy=False)
+        if self.solve.settings.sensitivity == "forward":
+            bars = _contract_sensitivities(self.solve.kernel, a, steps, gy)
+        else:
+            bars = self.solve.kernel.adjoint(a, steps, gy)
+        if not np.isfinite(bars[-1]).all() or not all(np.isfinite(b).all() for b in bars):
+            bars = _without_bad_rows(self.solve.kernel, a, steps, gy, bars)
+        return _gradients(rows, shared, inputs[:-1], a, bars)
+
+    def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors[:-2]]
+
+    def make_vjp(self) -> RowFunction:
+        return vjp_of(vjp_of(self.solve.replayed()))
+
+    def make_jvp(self) -> RowFunction:
+        return jvp_of(vjp_of(self.solve.replayed()))
+
+
+class _FusedJVP(RowFunction):
+    """Inputs: those of the solve, tokens, tangents of y0, times, t0 and every parameter. Output: tangent of ys."""
+
+    def __init__(self, solve: FusedSolve) -> None:
+        super().__init__()
+        self.solve, self.n = solve, 3 + solve.kernel.leaves
+        self.wrt = (*range(self.n), *range(self.n + 1, 2 * self.n + 1))
+
+    def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        n = self.n
+        steps = self.solve.steps(rows, shared[: n + 1], tensors[: n + 1])
+        a = _arrays(rows, shared[:n], tensors[:n])
+        moves = tensors[n + 1 :]
+        y0_dot, times_dot, t0_dot = (
+            np.broadcast_to(_flat(d).reshape(d.shape if one else (rows, *d.shape[1:])), (rows, *d.shape[0 if one else 1 :]))
+            for d, one in zip(moves[:3], shared[n + 1 : n + 4], strict=True)
+        )
+        p_dot, offsets, strides = _buffer(moves[3:], shared[n + 4 :])
+        out = self.solve.kernel.tangent(a, steps, y0_dot, times_dot, t0_dot, p_dot, offsets, strides)
+        return [torch.from_numpy(out).to(tensors[0].dtype)]
+
+    def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        return solve_outputs(rows, tensors[: self.n])[:1]
+
+    def make_vjp(self) -> RowFunction:
+        return vjp_of(jvp_of(self.solve.replayed()))
+
+    def make_jvp(self) -> RowFunction:
+        return jvp_of(jvp_of(self.solve.replayed()))
+
+
+Bars = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
+    """The cotangents by forward sensitivities: one tangent solve per scalar input, contracted with ``gy``."""
+    rows, points, d = gy.shape
+    ok = (steps.status == Status.OK)[:, None, None]
+    seed = np.where(ok, gy, 0.0)
+    y0_bar, ts_bar, t0_bar = np.zeros((rows, d)), np.zeros((rows, points)), np.zeros(rows)
+    zeros = (np.zeros((rows, d)), np.zeros((rows, points)), np.zeros(rows), np.zeros_like(a.p))
+
+    def sensitivity(which: int, index: tuple) -> np.ndarray:
+        moves = [z.copy() if i == which else z for i, z in enumerate(zeros)]
+        moves[which][index] = 1.0
+        return kernel.tangent(a, steps, *moves, a.offsets, a.strides)
+
+    for i in range(d):
+        y0_bar[:, i] = (seed * sensitivity(0, (slice(None), i))).sum((1, 2))
+    ts_bar[:] = (seed * sensitivity(1, (slice(None),))).sum(2)  # an output depends on its own time alone
+    t0_bar[:] = (seed * sensitivity(2, (slice(None),))).sum((1, 2))
+    shared = a.strides == 0
+    sizes = np.diff(np.append(a.offsets, a.p.size))
+    g = np.zeros(a.p.size)
+    for k, (offset, stride) in enumerate(zip(a.offsets, a.strides, strict=True)):
+        for j in range(sizes[k] if shared[k] else stride):
+            index = slice(offset + j, offset + sizes[k], stride or None) if not shared[k] else offset + j
+            per_row = (seed * sensitivity(3, (index,))).sum((1, 2))
+            g[index] = per_row.sum() if shared[k] else per_row
+    shared_part = [g[o : o + s] for o, s, one in zip(a.offsets, sizes, shared, strict=True) if one]
+    return y0_bar, ts_bar, t0_bar, np.concatenate([g, *shared_part])
+
+
+def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray, bars: Bars) -> Bars:
+    """Rows whose cotangent overflows although what came in is finite count as failed: zero gradient, a status, a message."""
+    per_row = [bars[0], bars[1], bars[2][:, None]]
+    for offset, stride in zip(a.offsets, a.strides, strict=True):
+        if stride:
+            per_row.append(bars[3][offset : offset + a.rows * stride].reshape(a.rows, stride))
+    bad = ~np.all([np.isfinite(x).all(1) for x in per_row], axis=0)
+    if not bad.any():  # only sums over rows are affected: find the rows one by one
+        alone = [kernel.adjoint(_row(a, r), _row_steps(steps, r), gy[r : r + 1]) for r in range(a.rows)]
+        bad = np.array([not all(np.isfinite(x).all() for x in one) for one in alone])
+    bad &= np.isfinite(gy).all((1, 2)) & (steps.status == Status.OK)
+    if not bad.any():
+        return bars
+    steps.status[bad] = Status.NON_FINITE_GRADIENT
+    _LOG.warning(
+        "%d of %d rows have a non-finite gradient (first: row %d); their gradient is set to zero. "
+        "Try a tighter prior, or log-scale states.",
+        bad.sum(),
+        a.rows,
+        int(np.argmax(bad)),
+    )
+    return kernel.adjoint(a, steps, gy)
+
+
+def _row(a: Arrays, r: int) -> Arrays:
+    """Row r alone."""
+
+    def part(x: np.ndarray, stride: int, size: int) -> np.ndarray:
+        return x[r * stride : r * stride + size] if stride else x
+
+    sizes = np.diff(np.append(a.offsets, a.p.size))
+    pieces = [part(a.p[o : o + n], s, s) for o, n, s in zip(a.offsets, sizes, a.strides, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum([x.size for x in pieces])])[:-1].astype(np.int64) if pieces else a.offsets
+    p = np.concatenate(pieces) if pieces else a.p
+    return Arrays(
+        1,
+        part(a.y0, a.y0_stride, a.y0_stride),
+        a.y0_stride,
+        part(a.times, a.times_stride, a.times_stride),
+        a.times_stride,
+        a.points,
+        part(a.t0, a.t0_stride, 1),
+        a.t0_stride,
+        np.ascontiguousarray(p),
+        offsets,
+        a.strides,
+    )
+
+
+def _row_steps(steps: Steps, r: int) -> Steps:
+    records = next(records for lo, hi, records in steps.blocks if lo <= r < hi)
+    return Steps([(0, 1, records)], steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1], steps.states)
+
+
+def _gradients(
+    rows: int, shared: tuple[bool, ...], inputs: Sequence[Tensor], a: Arrays, bars: Bars
+) -> list[Tensor]:
+    """Cut the gradient buffer into tensors shaped like the inputs."""
+    pieces = [b.sum(0) if one else b for b, one in zip(bars[:3], shared[:3], strict=True)]
+    after = a.p.size
+    for k, leaf in enumerate(inputs[3:]):
+        size = leaf.numel()
+        if shared[3 + k]:
+            pieces.append(bars[3][after : after + size])
+            after += size
+        else:
+            pieces.append(bars[3][a.offsets[k] : a.offsets[k] + size])
+    return [
+        torch.from_numpy(np.ascontiguousarray(piece)).reshape(tensor.shape).to(tensor.dtype)
+        for piece, tensor in zip(pieces, inputs, strict=True)
+    ]

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``odesolve``: check, choose an engine, solve, wrap."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
+from pyro_latentde.solve.failure import failure_message
+from pyro_latentde.solve.methods import Method, get_method
+from pyro_latentde.solve.problem import Problem, peek, pose
+from pyro_latentde.solve.row_function import apply
+from pyro_latentde.solve.settings import SolveSettings
+from pyro_latentde.solve.solution import Solution
+from pyro_latentde.solve.vector_field import BoundField
+
+__all__ = ["odesolve"]
+
+
+
+def odesolve(
+    f: Callable | BoundField,
+    y0: Any,
+    times: Any,
+    params: Any = None,
+    *,
+    t0: Any = None,
+    method: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    step_size: float | None = None,
+    gradient: str = "discrete",
+    engine: str = "auto",
+    event_dims: dict[str, int] | None = None,
+    max_steps: int = 10_000,
+    on_failure: str = "raise",
+    replay: Solution | None = None,
+) -> Solution:
+    r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
+
+    Args:
+        f: ``f(t, y, p)`` for one row: t ``()``, y ``(D,)`` (or the structure of ``y0``), p as given; returns dy/dt like y, in
+            units of y per unit of t. ``f(t, y)`` without parameters, modules and closures work; captured tensors and module
+            weights get gradients.
+        y0: Initial state, ``(*batch, D)``, or a dict or named tuple of ``(*batch,)`` scalars (vectors with ``event_dims``).
+        times: Output times, ``(T,)`` or ``(*batch, T)``. Decreasing times integrate backwards; repeated times are replicates.
+        params: Tensor, float, or dict, list, tuple or named tuple of these; leading dimensions are batch.
+        t0: Time of ``y0``, ``()`` or ``(*batch,)``; the first time by default, needed where the times are unsorted.
+        method: ``"tsit5"`` (default), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``; with a fixed step also ``rk4``, ``midpoint``,
+            ``euler``.
+        rtol: Relative tolerance; 1e-6 for float64, 1e-4 for float32.
+        atol: Absolute tolerance in units of y; 1e-8 for float64, 1e-6 for float32.
+        step_size: Take equal steps of at most this size instead of controlling the error, in units of t.
+        gradient: ``"discrete"`` (exact for the accepted steps, which are held fixed), ``"forward"`` (the same by forward
+            sensitivities: few parameters), ``"adjoint"`` (continuous adjoint, by torchdiffeq).
+        engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU), ``"torch"`` (any device), ``"torchdiffeq"``.
+        event_dims: Trailing dimensions of a parameter (or structured state) that belong to one row, by name
+            (``{"k": 1}``; a single tensor is called ``"p"``), where the field does not tell.
+        max_steps: Most steps of a row in the whole solve, rejected ones included.
+        on_failure: ``"raise"``, or ``"nan"``: failed rows are NaN with a status.
+        replay: A solution whose accepted steps are taken again, without error control.
+
+    Returns:
+        The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
+
+    Raises:
+        SolveError: If rows fail (``on_failure="raise"``), or for settings that cannot be met.
+        ShapeError: For shapes, dtypes or devices that do not fit.
+        DataError: For times that are not finite, or unsorted without ``t0``.
+
+    References:
+        Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 2nd ed., Springer 1993.
+
+    Example:
+        >>> import torch, pyro_latentde as lde
+        >>> rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        >>> y0 = torch.ones(1, dtype=torch.float64)
+        >>> solution = lde.odesolve(lambda t, y, p: -p["k"] * y, y0, torch.tensor([0.0, 1.0, 2.0]), {"k": rate})
+        >>> solution.ys[:, 0].tolist()[-1].__round__(4)
+        0.3679
+        >>> solution.ys[-1, 0].backward()
+        >>> rate.grad.item().__round__(4)
+        -0.7358
+    """
+    settings = SolveSettings.checked(method, rtol, atol, step_size, gradient, max_steps, on_failure, replay)
+    problems = pose(f, y0, times, params, t0, event_dims)
+    first = problems[0]
+    engine_name, reason = choose_engine(first, get_method(settings.method), engine, gradient)
+    settings = settings.for_dtype(first.tensors[0].dtype)
+    parts = [_solve(p, engine_name, settings) for p in problems]
+    ys, status, counts = parts[0] if len(parts) == 1 else _join(first, parts)
+    batch, state = first.batch, first.info.state
+    status = status.reshape(batch)
+
+    def again(t: Tensor) -> Any:
+        return _at(t, f, y0, params, first, settings, engine_name, event_dims)
+
+    def steps() -> Tensor:
+        return _accepted(problems, engine_name, settings).unflatten(0, tuple(batch) or (1,)).reshape(*batch, -1)
+
+    if on_failure == "raise":
+        _raise_failures(first, status, ys)
+    return Solution(
+        ys=state.unflatten(ys.reshape(*batch, *ys.shape[1:])),
+        times=first.times,
+        status=status,
+        stats={n: counts[:, i].reshape(batch) for i, n in enumerate(("n_accepted", "n_rejected", "n_evals"))},
+        method=settings.method,
+        engine=engine_name,
+        reason=reason,
+        shape_of_state=state,
+        _again=again,
+        _steps=steps,
+    )
+
+
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+def _solve(problem: Problem, engine: str, settings: SolveSettings) -> Rows:
+    """ys ``(R, T, D)``, status ``(R,)`` and counts ``(R, 3)`` in the order of the user's times."""
+    method = get_method(settings.method)
+    replay = settings.replay_steps(problem)
+    if engine == "torchdiffeq":
+        ys, status, counts = _by_torchdiffeq(problem, method, settings)
+    else:
+        if engine == "fused":
+            function = fused_function(problem, method, settings.fused(_wants_gradient(problem), problem.checked), replay)
+        else:
+            function = torch_function(problem, method, settings.control, replay)
+        ys, status, counts, _ = apply(function, problem.rows, problem.shared, *problem.tensors)
+    if problem.order is not None:
+        order = problem.order.reshape(-1, problem.order.shape[-1]).expand(problem.rows, -1)
+        back = order.argsort(dim=-1)
+        ys = ys.gather(1, back[..., None].expand(ys.shape))
+    return ys, status, counts
+
+
+def _wants_gradient(problem: Problem) -> bool:
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in problem.tensors)
+
+
+def _join(problem: Problem, parts: list[Rows]) -> Rows:
+    """Times after t0 from the forward solve, times before it from the backward one."""
+    (ys, status, counts), (ys_back, status_back, counts_back) = parts
+    start = problem.tensors[2]
+    start = start if problem.shared[2] else start[:, None]
+    times = problem.times.expand(*problem.batch, problem.times.shape[-1]).reshape(problem.rows, -1)
+    ys = torch.where((times >= start)[..., None], ys, ys_back)
+    return ys, torch.maximum(status, status_back), counts + counts_back
+
+
+def _by_torchdiffeq(problem: Problem, method: Method, settings: SolveSettings) -> Rows:
+    from pyro_latentde.solve.adapters.torchdiffeq import solve_torchdiffeq
+
+    rows = [t.expand(problem.rows, *t.shape) if s else t for t, s in zip(problem.tensors, problem.shared, strict=True)]
+    leaves, shared = problem.tensors[3:], problem.shared[3:]
+    out = solve_torchdiffeq(
+        batched_field(problem)(leaves, shared),
+        rows[0],
+        rows[1],
+        rows[2],
+        tuple(leaves),
+        method,
+        settings.rtol,
+        settings.atol,
+        settings.max_steps,
+        settings.gradient == "adjoint",
+        settings.step_size,
+    )
+    return out.ys, out.status, torch.stack([out.n_accepted, out.n_rejected, out.n_evals], dim=-1)
+
+
+def _raise_failures(problem: Problem, status: Tensor, ys: Tensor) -> None:
+    codes = peek(status)
+    if codes is not None and codes.any():
+        raise SolveError(failure_message(problem, codes, ys))
+
+
+def _at(
+    t: Tensor,
+    f: Callable,
+    y0: Any,
+    params: Any,
+    problem: Problem,
+    settings: SolveSettings,
+    engine: str,
+    event_dims: dict[str, int] | None,
+) -> Any:
+    """Solve again with outputs at t. The last time stays an output, so the steps are the same ones."""
+    points = t.reshape(1) if t.ndim == 0 else t
+    start, grid = problem.tensors[2], problem.times
+    start = start if problem.shared[2] else start.reshape(problem.batch)
+    end = torch.where(grid.amax(-1) > start, grid.amax(-1), grid.amin(-1))[..., None]
+    low, high = torch.minimum(start[..., None], grid.amin(-1, keepdim=True)), torch.maximum(start[..., None], grid.amax(-1, keepdim=True))
+    outside = peek(((points < low) | (points > high)).any())
+    if outside is not None and outside:
+        raise SolveError(
+            f"at() was asked for times outside the solved span {_span(low, high)}; got {points.detach().flatten().tolist()[:6]}. "
+            "Solve again with times that reach there."
+        )
+    lead = torch.broadcast_shapes(points.shape[:-1], end.shape[:-1])
+    wanted = torch.cat([points.expand(*lead, -1), end.expand(*lead, 1)], dim=-1)
+    solution = odesolve(
+        f,
+        y0,
+        wanted,
+        params,
+        t0=start,
+        engine=engine,
+        event_dims=event_dims,
+        on_failure="nan",
+        **settings.keywords,
+    )
+    pick = 0 if t.ndim == 0 else slice(0, points.shape[-1])
+    dim = len(problem.batch)
+    return torch.utils._pytree.tree_map(lambda x: x[(slice(None),) * dim + (pick,)], solution.ys)
+
+
+def _span(low: Tensor, high: Tensor) -> str:
+    return f"[{low.min().item():g}, {high.max().item():g}]"
+
+
+def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> Tensor:
+    """Step sizes ``(R, N)`` of a solve, found by solving once more."""
+    from pyro_latentde.solve.step_store import find_steps
+
+    if len(problems) > 1:
+        raise SolveError("steps of a solve to both sides of t0 cannot be given as one list; solve each side.")
+    if engine == "torchdiffeq":
+        raise SolveError('engine="torchdiffeq" does not tell its steps; use engine="fused" or "torch".')
+    problem = problems[0]
+    method = get_method(settings.method)
+    with torch.no_grad():
+        if engine == "fused":
+            function = fused_function(problem, method, settings.fused(True, problem.checked), settings.replay_steps(problem))
+        else:
+            function = torch_function(problem, method, settings.control, settings.replay_steps(problem))
+        *_, tokens = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
+        found = find_steps(tokens)
+    return torch.from_numpy(found.sizes()).to(problem.tensors[0]) if engine == "fused" else found.h
+
+

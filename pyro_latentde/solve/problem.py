@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user gave, checked and laid out as rows: states, times, parameters."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path
+
+from pyro_latentde.errors import DataError, ShapeError
+from pyro_latentde.solve.lift import is_wrapped
+from pyro_latentde.solve.vector_field import BoundField, FieldInfo, Parameters, StateShape, examine
+
+__all__ = ["Problem", "peek", "pose"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows to solve.
+
+    Args:
+        f: The user's field.
+        info: What is known about it.
+        batch: Batch shape; its product is the number of rows.
+        tensors: y0, times, t0, then parameters, bound and captured tensors; each ``(...)`` if shared, else ``(rows, ...)``.
+        shared: Which tensors have no row dimension.
+        originals: The bound and captured tensors as the field sees them.
+        names: What each parameter is called in messages.
+        times: As given, ``(T,)`` or ``(*batch, T)``.
+        order: Positions that sort the times in the direction of integration, if they were not.
+        checked: False where the times cannot be looked at before the solve (a transform holds them).
+    """
+
+    f: Callable
+    info: FieldInfo
+    batch: torch.Size
+    tensors: tuple[Tensor, ...]
+    shared: tuple[bool, ...]
+    originals: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    times: Tensor
+    order: Tensor | None
+    checked: bool
+
+    @property
+    def rows(self) -> int:
+        return self.batch.numel()
+
+    @property
+    def own(self) -> int:
+        """Number of parameter leaves, before the bound and captured tensors."""
+        return len(self.tensors) - 3 - len(self.originals)
+
+    @property
+    def leaves(self) -> int:
+        return len(self.tensors) - 3
+
+
+def peek(tensor: Tensor) -> np.ndarray | None:
+    """The values of a tensor, or None where a transform or tracer hides them."""
+    if is_wrapped(tensor) or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return None
+    if torch._C._len_torch_dispatch_stack() > 0:
+        with torch.utils._python_dispatch._disable_current_modes():
+            return tensor.detach().cpu().numpy()
+    return tensor.detach().cpu().numpy()
+
+
+def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tensor]:
+    """The state as ``(*batch, D)``, and how to give it back."""
+    if isinstance(y0, Tensor):
+        _check_floating("y0", y0)
+        if y0.ndim == 0:
+            raise ShapeError("y0 has no dimension; expected (*batch, D): one state is a vector of length 1, y0.reshape(1).")
+        return StateShape(None, (y0.shape[-1:],), ()), y0
+    if isinstance(y0, (int, float, list, np.ndarray)):
+        raise ShapeError(f"y0 is a {type(y0).__name__}; expected a tensor (*batch, D), or a dict or named tuple of tensors.")
+    pairs, spec = tree_flatten_with_path(y0)
+    names, leaves = Parameters.paths(pairs), [leaf for _, leaf in pairs]
+    if not leaves or not all(isinstance(x, Tensor) for x in leaves):
+        raise ShapeError(f"a structured y0 holds one tensor per state; got {y0!r}.")
+    for name, leaf in zip(names, leaves, strict=True):
+        _check_floating(f"y0[{name!r}]", leaf)
+    ranks = [event_dims.get(name, 0) for name in names]
+    events = tuple(x.shape[x.ndim - r :] for x, r in zip(leaves, ranks, strict=True))
+    batches = [x.shape[: x.ndim - r] for x, r in zip(leaves, ranks, strict=True)]
+    batch = _broadcast(batches, [f"y0[{n!r}]" for n in names])
+    flat = [x.expand((*batch, *e)).reshape((*batch, e.numel())) for x, e in zip(leaves, events, strict=True)]
+    return StateShape(spec, events, tuple(names)), torch.cat(flat, dim=-1)
+
+
+def _check_floating(name: str, x: Tensor) -> None:
+    if not x.dtype.is_floating_point:
+        raise ShapeError(f"{name} has dtype {x.dtype}; a state must be floating point: {name}.double() or {name}.float().")
+
+
+def pose(
+    f: Callable | BoundField,
+    y0: Any,
+    times: Any,
+    params: Any,
+    t0: Any,
+    event_dims: dict[str, int] | None,
+) -> list[Problem]:
+    """Check a problem and lay it out; two problems (forward, backward) when the times lie on both sides of t0.
+
+    Raises:
+        ShapeError: For shapes, dtypes or devices that do not fit.
+        DataError: For times that are not finite, or unsorted without ``t0``.
+    """
+    bound = f if isinstance(f, BoundField) else None
+    f = bound.f if bound is not None else f
+    if not callable(f):
+        raise ShapeError(f"the vector field must be callable as f(t, y, p); got {type(f).__name__}.")
+    given = dict(event_dims or {})
+    state, y0 = flatten_state(y0, given)
+    parameters = Parameters.of(params, y0)
+    own_dims = {k: v for k, v in given.items() if k not in state.names}
+    times, t0 = _as_times("times", times, y0), None if t0 is None else _as_times("t0", t0, y0)
+    if times.ndim == 0 or times.shape[-1] == 0:
+        raise ShapeError(f"times has shape {tuple(times.shape)}; expected (T,) or (*batch, T) with T at least 1.")
+    start = times[..., 0] if t0 is None else t0
+    info, captured = examine(f, bound, state, y0, start, parameters, own_dims)
+    originals = [*(bound.tensors if bound is not None else ()), *captured]
+    extra_ranks = [*(bound.event_dims if bound is not None else ()), *(x.ndim for x in captured)]
+    ranks = [1, 1, 0, *info.ranks, *extra_ranks]
+    names = ["y0", "times", "t0", *parameters.names, *(f"captured tensor {i}" for i in range(len(originals)))]
+    sides = _sides(times, start, t0 is not None)
+    return [
+        _lay_out(f, info, [y0, side, start, *parameters.leaves, *originals], ranks, names, originals, times, order, ok)
+        for side, order, ok in sides
+    ]
+
+
+def _as_times(name: str, value: Any, y0: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
+    seen = peek(value)
+    if seen is not None and not np.isfinite(seen).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
+        raise DataError(
+            f"{name}{list(where) if where else ''} is {seen[where]}; times must be finite. "
+            "Mask missing observations in the data, not in the times; ragged rows repeat their last time."
+        )
+    return value
+
+
+def _lay_out(
+    f: Callable,
+    info: FieldInfo,
+    tensors: Sequence[Tensor],
+    ranks: Sequence[int],
+    names: Sequence[str],
+    originals: Sequence[Tensor],
+    times: Tensor,
+    order: Tensor | None,
+    checked: bool,
+) -> Problem:
+    lead = [x.shape[: x.ndim - r] for x, r in zip(tensors, ranks, strict=True)]
+    batch = _broadcast(lead, names, [tuple(x.shape) for x in tensors])
+    rows = batch.numel()
+    out, shared = [], []
+    for x, r, own in zip(tensors, ranks, lead, strict=True):
+        if not own:
+            out.append(x)
+            shared.append(True)
+            continue
+        event = x.shape[x.ndim - r :]
+        x = x if own == batch else x.expand(*batch, *event)
+        out.append(x if len(batch) == 1 else x.reshape((rows, *event)))
+        shared.append(False)
+    return Problem(
+        f, info, batch, tuple(out), tuple(shared), tuple(originals), tuple(names[3:]), times, order, checked
+    )
+
+
+def _broadcast(shapes: Sequence[torch.Size], names: Sequence[str], full: Sequence[tuple] | None = None) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        pass
+    told = ", ".join(f"{n}: batch {tuple(s)}" for n, s in zip(names, shapes, strict=True) if s)
+    hint = ""
+    for n, s, whole in zip(names, shapes, full or [()] * len(names), strict=True):
+        others = [o for m, o in zip(names, shapes, strict=True) if m != n]
+        if len(whole) == 2 and s and _fits([torch.Size(whole[1:]), *others]):
+            hint = f" Did you mean {n}.transpose(0, 1), of shape {whole[::-1]}?"
+    raise ShapeError(f"the batch dimensions do not broadcast: {told}.{hint}")
+
+
+def _fits(shapes: Sequence[torch.Size]) -> bool:
+    try:
+        torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return False
+    return True
+
+
+Side = tuple[Tensor, Tensor | None, bool]
+
+
+def _sides(times: Tensor, start: Tensor, given: bool) -> list[Side]:
+    """Times sorted away from t0: one set, or two (later and earlier, clamped at t0) when t0 lies between."""
+    seen, t0 = peek(times), peek(start)
+    if seen is None or t0 is None:
+        return [(times, None, False)]
+    after = seen - np.asarray(t0)[..., None]
+    steps = np.diff(seen, axis=-1)
+    rising, falling = (steps >= 0).all(-1), (steps <= 0).all(-1)
+    if not given:
+        if (rising | falling).all():
+            return [(times, None, True)]
+        raise DataError(
+            "times are not sorted, so the start is not clear: give t0= (the time of y0). The solution comes back in the "
+            "order of the times given."
+        )
+    later, earlier = (after >= 0).all(-1), (after <= 0).all(-1)
+    if not (later | earlier).all():
+        moment = start[..., None]
+        return [_sorted(torch.maximum(times, moment), 1.0), _sorted(torch.minimum(times, moment), -1.0)]
+    if ((later & rising) | (earlier & falling)).all():
+        return [(times, None, True)]
+    sign = np.where(later, 1.0, -1.0)
+    return [_sorted(times, torch.as_tensor(sign, dtype=times.dtype, device=times.device)[..., None])]
+
+
+def _sorted(times: Tensor, sign: Tensor | float) -> Side:
+    order = (times * sign).argsort(dim=-1, stable=True)
+    times = times.expand(order.shape)
+    return times.gather(-1, order), order, True

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a solve returns."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Solution", "Status"]
+
+
+class Status(enum.IntEnum):
+    """How the solve of one row ended.
+
+    ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to zero.
+    """
+
+    OK = 0
+    MAX_STEPS = 1
+    UNDERFLOW = 2
+    NON_FINITE = 3
+    NON_FINITE_GRADIENT = 4
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.OK: "solved",
+    Status.MAX_STEPS: "max_steps reached",
+    Status.UNDERFLOW: "step size underflow",
+    Status.NON_FINITE: "non-finite state",
+    Status.NON_FINITE_GRADIENT: "non-finite gradient",
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The trajectories of every row and how they were found.
+
+    Args:
+        ys: States, ``(*batch, T, D)``; for dict or named-tuple states the same structure of ``(*batch, T, *event)``. NaN from
+            where a row failed.
+        times: Output times in the order given, ``(T,)`` or ``(*batch, T)``, in the user's unit of time.
+        status: :class:`Status` of every row, ``(*batch,)`` int64.
+        stats: ``n_accepted``, ``n_rejected``, ``n_evals`` of every row, ``(*batch,)`` int64.
+        method: Name of the method.
+        engine: ``"fused"``, ``"torch"`` or ``"torchdiffeq"``.
+        reason: Why this engine.
+        shape_of_state: How one row's state is laid out as a vector.
+
+    Example:
+        >>> import torch, pyro_latentde as lde
+        >>> solution = lde.odesolve(lambda t, y, k: -k * y, torch.ones(1), torch.linspace(0, 1, 3), torch.tensor(0.5))
+        >>> solution.ys.shape, int(solution.status), solution.at(torch.tensor(0.25)).shape
+        (torch.Size([3, 1]), 0, torch.Size([1]))
+    """
+
+    ys: Any
+    times: Tensor
+    status: Tensor
+    stats: dict[str, Tensor]
+    method: str
+    engine: str
+    reason: str
+    shape_of_state: Any = field(repr=False)
+    _again: Callable[[Tensor], Any] = field(repr=False)
+    _steps: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def ok(self) -> Tensor:
+        """Which rows were solved, ``(*batch,)`` bool."""
+        return (self.status == Status.OK) | (self.status == Status.NON_FINITE_GRADIENT)
+
+    @property
+    def steps(self) -> Tensor:
+        """Signed sizes of the accepted steps of every row, ``(*batch, N)``, padded with 0; for ``replay=``."""
+        return self._steps()
+
+    def at(self, t: Tensor | float) -> Any:
+        r"""The states at other times inside the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.
+
+        Args:
+            t: A time, ``()``, or times ``(M,)`` shared by all rows, or ``(*batch, M)``.
+
+        Returns:
+            ``(*batch, D)`` for one time, else ``(*batch, M, D)``; gradients flow as through the solve itself.
+
+        Raises:
+            SolveError: For times outside the solved span: solve to the latest time instead.
+        """
+        t = torch.as_tensor(t, dtype=self.times.dtype, device=self.times.device)
+        return self._again(t)

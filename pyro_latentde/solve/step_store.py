@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accepted steps between a forward solve and its gradient, known by a number that can travel through any transform.
+
+A solve returns one token per row, ``number * 2**32 + row``. Its gradient finds the steps by the tokens; where they are gone (many
+solves later), or the rows were rearranged by a transform, the gradient solves again, which gives the same steps.
+"""
+
+import itertools
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["HasSteps", "keep_steps", "find_steps", "tie_to"]
+
+
+class HasSteps(Protocol):
+    """Steps of a solve, of any engine."""
+
+    nbytes: int
+
+
+_BUDGET = 1 << 30
+_ALWAYS = 8  # newest solves kept whatever their size
+_numbers = itertools.count(1)
+_lock = threading.Lock()
+_store: "OrderedDict[int, HasSteps]" = OrderedDict()
+_used = 0
+
+
+def keep_steps(steps: HasSteps, rows: int, device: torch.device) -> Tensor:
+    """Store the steps of ``rows`` rows; the result holds one token per row, ``(rows,)``."""
+    global _used
+    with _lock:
+        number = next(_numbers)
+        _store[number] = steps
+        _used += steps.nbytes
+        while _used > _BUDGET and len(_store) > _ALWAYS:
+            _, old = _store.popitem(last=False)
+            _used -= old.nbytes
+    return torch.arange(number << 32, (number << 32) + rows, dtype=torch.int64, device=device)
+
+
+def find_steps(tokens: Tensor) -> HasSteps | None:
+    """The steps of exactly these rows in this order, if they are still there."""
+    if tokens.numel() == 0:
+        return None
+    first, last = int(tokens[0]), int(tokens[-1])
+    with _lock:
+        steps = _store.get(first >> 32)
+    in_order = first & 0xFFFFFFFF == 0 and last - first + 1 == tokens.numel()
+    if steps is None or not in_order or not bool((tokens.diff() == 1).all()):
+        return None
+    return steps
+
+
+def tie_to(owner: Any, tokens: Tensor) -> None:
+    """Forget the steps when ``owner`` (an autograd context) is gone: no gradient can be asked for any more."""
+    if tokens.numel() and type(tokens) is Tensor:
+        weakref.finalize(owner, _forget, int(tokens[0]) >> 32)
+
+
+def _forget(number: int) -> None:
+    global _used
+    with _lock:
+        steps = _store.pop(number, None)
+        _used -= steps.nbytes if steps is not None else 0
+
+
+def _fresh_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock)

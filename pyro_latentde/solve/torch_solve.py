@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The torch engine as a row function: the adaptive stepper forward, its accepted steps replayed for every derivative."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_latentde.errors import DataError
+from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.row_function import RowFunction
+from pyro_latentde.solve.step_store import find_steps, keep_steps, tie_to
+from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
+
+__all__ = ["TorchSolve", "replay_function", "require_sorted", "solve_outputs"]
+
+BatchedField = Callable[..., Tensor]
+MakeField = Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]
+
+
+@dataclass(frozen=True)
+class TorchSteps:
+    """Step sizes ``(R, N)`` and status ``(R,)`` of a solve."""
+
+    h: Tensor
+    status: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.h.numel() * self.h.element_size()
+
+
+def solve_outputs(rows: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Empty outputs of a solve: ys, status, counts, tokens."""
+    y0, times = tensors[0], tensors[1]
+    return [
+        torch.empty(rows, times.shape[-1], y0.shape[-1], dtype=y0.dtype, device=y0.device),
+        torch.empty(rows, dtype=torch.int64, device=y0.device),
+        torch.empty(rows, 3, dtype=torch.int64, device=y0.device),
+        torch.empty(rows, dtype=torch.int64, device=y0.device),
+    ]
+
+
+def require_sorted(times: Tensor, times_shared: bool, t0: Tensor, t0_shared: bool) -> None:
+    """Times that a transform held when the problem was posed must run away from t0; now they can be seen."""
+    after = times - (t0 if t0_shared else t0[:, None])
+    steps = after.diff(dim=-1)
+    away = ((after >= 0).all(-1) & (steps >= 0).all(-1)) | ((after <= 0).all(-1) & (steps <= 0).all(-1))
+    if not bool(away.all()):
+        raise DataError("under vmap or grad over times, the times must be sorted, running away from t0 to one side.")
+
+
+def _per_row(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.expand(rows, *t.shape) if one else t for t, one in zip(tensors, shared, strict=True)]
+
+
+def replay_function(
+    make_field: MakeField,
+    find: Callable[[int, tuple[bool, ...], Sequence[Tensor]], tuple[Tensor, Tensor]],
+    method: Method,
+    count: int,
+) -> TorchRows:
+    """``ys`` as a differentiable function of (y0, times, t0, parameters; tokens) along the accepted steps.
+
+    Args:
+        make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
+        find: From rows, sharing and inputs (with tokens) to step sizes ``(R, N)`` and status ``(R,)``.
+        count: Number of inputs without the tokens.
+    """
+
+    def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        h, status = find(rows, shared, tensors)
+        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
+        f = make_field(tensors[3:count], shared[3:count])
+        ys = replay_rows(f, y0, times, t0, h.to(y0), method)
+        good = (status == 0).to(y0.device)[:, None, None]
+        # a failed row has zero gradient, and no NaN may reach the others' through a product with it
+        return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
+
+    def empty(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        return solve_outputs(rows, tensors)[:1]
+
+    return TorchRows(compute, empty, count + 1, range(count), (None,))
+
+
+class TorchSolve(RowFunction):
+    """Outputs as the fused solve: ys ``(R, T, D)``, status ``(R,)``, counts ``(R, 3)``, tokens ``(R,)``."""
+
+    saved = (3,)
+    follows = (None, None, None, None)
+
+    def __init__(
+        self,
+        make_field: MakeField,
+        leaves: int,
+        method: Method,
+        rtol: float,
+        atol: float,
+        max_steps: int,
+        step_size: float | None,
+        replay: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.control = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "step_size": step_size, "steps": replay}
+        self.wrt = tuple(range(3 + leaves))
+
+    def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
+        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
+        f = self.make_field(tensors[3:], shared[3:])
+        return solve_rows(f, y0, times, t0, self.method, **self.control)
+
+    def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        if self.control["steps"] is None:
+            require_sorted(tensors[1], shared[1], tensors[2], shared[2])
+        out = self._solve(rows, shared, [t.detach() for t in tensors])
+        counts = torch.stack([out.n_accepted, out.n_rejected, out.n_evals], dim=-1)
+        tokens = keep_steps(TorchSteps(out.steps, out.status), rows, out.ys.device)
+        return [out.ys, out.status, counts, tokens]
+
+    def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        return solve_outputs(rows, tensors)
+
+    def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(outputs[3]):
+            tie_to(ctx, outputs[3])
+
+    def _find(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        n = 3 + self.leaves
+        steps = find_steps(tensors[n].detach())
+        if steps is None:
+            out = self._solve(rows, shared[:n], [t.detach() for t in tensors[:n]])
+            steps = TorchSteps(out.steps, out.status)
+        return steps.h, steps.status
+
+    def replayed(self) -> TorchRows:
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves)
+
+    def make_vjp(self) -> RowFunction:
+        return vjp_of(self.replayed())
+
+    def make_jvp(self) -> RowFunction:
+        return jvp_of(self.replayed())

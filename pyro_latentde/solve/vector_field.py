@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vector-field contract: ``f(t, y, p)`` for one row, as the user wrote it, called from flat pieces.
+
+Everything found out about a field (which dimensions of its parameters are batch, which tensors it captures) is kept under its
+key, so that a field made anew at every call is examined once.
+"""
+
+import inspect
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, tree_unflatten
+
+from pyro_latentde.errors import GradientPathError, ShapeError
+from pyro_latentde.solve.field_key import Walk, walk_field
+from pyro_latentde.solve.lift import Lift, in_fresh_thread, stand_in
+
+__all__ = ["BoundField", "FieldInfo", "StateShape", "clear_fields", "Parameters", "examine", "row_of"]
+
+
+@dataclass(frozen=True)
+class BoundField:
+    """A field together with tensors that it reads from elsewhere and that may carry batch dimensions (sampled weights).
+
+    Args:
+        f: The field, ``f(t, y, p)``.
+        tensors: Tensors it reads, by identity.
+        event_dims: Number of trailing dimensions of each that belong to one row; the rest is batch.
+    """
+
+    f: Callable
+    tensors: tuple[Tensor, ...]
+    event_dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """How one row's state looks to the user: a vector ``(D,)`` (``spec`` None) or a structure of events."""
+
+    spec: TreeSpec | None
+    events: tuple[torch.Size, ...]
+    names: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(e.numel() for e in self.events)
+
+    def unflatten(self, flat: Tensor) -> Any:
+        """``(..., D)`` to the user's structure of ``(..., *event)``."""
+        if self.spec is None:
+            return flat
+        parts = flat.split([e.numel() for e in self.events], dim=-1)
+        lead = flat.shape[:-1]
+        return tree_unflatten([p.reshape((*lead, *e)) for p, e in zip(parts, self.events, strict=True)], self.spec)
+
+    def flatten_trajectory(self, ys: Any) -> Tensor:
+        """The inverse of :meth:`unflatten`."""
+        if self.spec is None:
+            return ys
+        leaves = tree_flatten(ys)[0]
+        lead = leaves[0].ndim - len(self.events[0])
+        return torch.cat([x.reshape((*x.shape[:lead], e.numel())) for x, e in zip(leaves, self.events, strict=True)], dim=-1)
+
+    def flatten(self, derivative: Any) -> Tensor:
+        """The user's dy/dt of one row to ``(D,)``; raises :class:`ShapeError` where it does not match the state."""
+        if self.spec is None:
+            if isinstance(derivative, (tuple, list)):
+                raise ShapeError(
+                    f"the vector field returned a {type(derivative).__name__} of {len(derivative)}; expected a tensor "
+                    f"of shape ({self.size},), one dy/dt per state. Return torch.stack([...])."
+                )
+            if not isinstance(derivative, Tensor):
+                raise ShapeError(
+                    f"the vector field returned {type(derivative).__name__}; expected a tensor of shape ({self.size},)."
+                )
+            return derivative
+        leaves, spec = tree_flatten(derivative)
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
+        if spec != self.spec or shapes != [tuple(e) for e in self.events]:
+            raise ShapeError(
+                f"the vector field returned a structure that is not the state's: got {spec} with shapes {shapes}, "
+                f"expected {self.spec} with shapes {[tuple(e) for e in self.events]}."
+            )
+        return torch.cat([x.reshape(-1) for x in leaves])
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The user's parameters: floating tensors (and floats) are leaves with gradients, anything else is kept as it is.
+
+    Args:
+        names: Path of each leaf; a single tensor is called ``"p"``.
+        leaves: Floating tensors, ``(*batch, *event)``.
+        spec: The structure of everything.
+        fixed: Everything else, by position.
+        size: Number of positions.
+    """
+
+    names: tuple[str, ...]
+    leaves: tuple[Tensor, ...]
+    spec: TreeSpec
+    fixed: tuple[tuple[int, Any], ...]
+    size: int
+
+    @staticmethod
+    def paths(pairs: Sequence[tuple]) -> list[str]:
+        def one(path: tuple) -> str:
+            return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+        return [one(path) or "p" for path, _ in pairs]
+
+    @classmethod
+    def of(cls, params: Any, y0: Tensor) -> "Parameters":
+        """Flatten; floats and float arrays become tensors of the state's dtype, so that a new value needs no new kernel."""
+        pairs, spec = tree_flatten_with_path(params)
+        names, leaves, fixed = [], [], []
+        for i, (name, (_, value)) in enumerate(zip(cls.paths(pairs), pairs, strict=True)):
+            if isinstance(value, (float, np.floating, np.ndarray)):
+                value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
+            if isinstance(value, Tensor) and value.dtype.is_floating_point:
+                names.append(name)
+                leaves.append(value)
+            else:
+                fixed.append((i, value))
+        return cls(tuple(names), tuple(leaves), spec, tuple(fixed), len(pairs))
+
+    def blank(self) -> "Parameters":
+        """Without the tensors, to keep."""
+        return replace(self, leaves=())
+
+    def rebuild(self, leaves: Sequence[Tensor]) -> Any:
+        """The user's structure with other leaves."""
+        values = list(leaves)
+        for i, value in self.fixed:
+            values.insert(i, value)
+        return tree_unflatten(values, self.spec)
+
+
+@dataclass
+class FieldInfo:
+    """What is known about a field: how it is called, event shapes of its leaves, where its captured tensors are."""
+
+    arguments: int
+    state: StateShape
+    params: Parameters
+    ranks: tuple[int, ...]
+    captured: tuple[int, ...] | None  # positions in the walk; None: they must be looked for at every call
+    captured_count: int = 0
+    batchable: bool = True
+    kernels: dict[Any, Any] = field(default_factory=dict)
+    keep: tuple = ()
+
+    def call(self, f: Callable, t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+        """dy/dt of one row as a flat tensor."""
+        state = self.state.unflatten(y)
+        if self.arguments == 2:
+            return self.state.flatten(f(t, state))
+        return self.state.flatten(f(t, state, self.params.rebuild(leaves)))
+
+
+_FIELDS: "OrderedDict[tuple, FieldInfo]" = OrderedDict()
+_LIMIT = 512
+_LOCK = threading.Lock()
+
+
+def clear_fields() -> None:
+    """Forget every field and its kernels."""
+    with _LOCK:
+        _FIELDS.clear()
+
+
+def examine(
+    f: Callable,
+    bound: BoundField | None,
+    state: StateShape,
+    y0: Tensor,
+    t: Tensor,
+    params: Parameters,
+    event_dims: dict[str, int],
+) -> tuple[FieldInfo, list[Tensor]]:
+    """Find out how a field is called, or recall it.
+
+    Args:
+        f: The user's field.
+        bound: Further tensors it reads, if known.
+        state: Shape of one row's state.
+        y0: ``(*batch, D)``.
+        t: Start time, any shape.
+        params: The parameters.
+        event_dims: Event ranks given by the user, by path.
+
+    Returns:
+        What is known, and the captured tensors of this very call.
+
+    Raises:
+        ShapeError: When the field cannot be called on one row, or its parameters can be read in several ways.
+    """
+    walk = walk_field(f)
+    walk.visit([value for _, value in params.fixed])
+    leaves = params.leaves
+    shapes = tuple((tuple(x.shape), x.dtype) for x in leaves)
+    bound_shapes = ()
+    if bound is not None:
+        bound_shapes = tuple((tuple(x.shape), d) for x, d in zip(bound.tensors, bound.event_dims, strict=True))
+    layout = (state.events, str(state.spec), str(params.spec), shapes, bound_shapes, tuple(sorted(event_dims.items())))
+    key = (walk.key, layout, tuple(y0.shape[:-1]), y0.dtype, y0.device)
+    info = _FIELDS.get(key)
+    if info is not None:
+        if info.captured is not None:
+            return info, [walk.tensors[i] for i in info.captured]
+        captured = _Row(f, info, state, y0, t, bound).captured_by(_rows_of(leaves, info.ranks))
+        if len(captured) == info.captured_count:
+            return info, captured
+    info, captured = _examine(f, bound, state, y0, t, params, event_dims, walk)
+    info.keep = tuple(walk.keep)
+    with _LOCK:
+        _FIELDS[key] = info
+        while len(_FIELDS) > _LIMIT:
+            _FIELDS.popitem(last=False)
+    return info, captured
+
+
+def row_of(x: Tensor, rank: int) -> Tensor:
+    """One row of ``x``: its first, as a plain tensor."""
+    return stand_in(x[(0,) * (x.ndim - rank)] if x.ndim > rank else x)
+
+
+def _rows_of(leaves: Sequence[Tensor], ranks: Sequence[int]) -> list[Tensor]:
+    return [row_of(x, r) for x, r in zip(leaves, ranks, strict=True)]
+
+
+class _Row:
+    """One row of a problem on plain tensors, to call the field on."""
+
+    def __init__(self, f: Callable, info: FieldInfo, state: StateShape, y0: Tensor, t: Tensor, bound: BoundField | None) -> None:
+        self.f, self.info = f, info
+        self.y, self.t = row_of(y0, 1), row_of(t, 0)
+        pairs = [] if bound is None else zip(bound.tensors, bound.event_dims, strict=True)
+        self.bound = {id(x): row_of(x, rank) for x, rank in pairs}
+
+    def call(self, leaves: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The result and the captured tensors."""
+        lift = Lift([self.t, self.y, *leaves], self.bound)
+        with lift:
+            out = lift.adopt(self.info.call(self.f, self.t, self.y, leaves))
+        return out, [x for x in lift.captured if x.dtype.is_floating_point]
+
+    def captured_by(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        return in_fresh_thread(lambda: self.call(leaves)[1])
+
+
+def _arguments(f: Callable) -> int:
+    """2 for ``f(t, y)``, 3 for ``f(t, y, p)``."""
+    target = f.forward if isinstance(f, torch.nn.Module) else f
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return 3
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return 3
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    if len(positional) < 2 or required > 3:
+        raise ShapeError(
+            f"a vector field is called as f(t, y, p) (or f(t, y) without parameters); got a callable with the arguments "
+            f"({', '.join(p.name for p in parameters)})."
+        )
+    return min(len(positional), 3)
+
+
+def _examine(
+    f: Callable,
+    bound: BoundField | None,
+    state: StateShape,
+    y0: Tensor,
+    t: Tensor,
+    params: Parameters,
+    event_dims: dict[str, int],
+    walk: Walk,
+) -> tuple[FieldInfo, list[Tensor]]:
+    names, leaves = params.names, params.leaves
+    info = FieldInfo(_arguments(f), state, params.blank(), (), None)
+    if info.arguments == 2 and leaves:
+        raise ShapeError("parameters were given, but the vector field takes only (t, y); write it as f(t, y, p).")
+    row = _Row(f, info, state, y0, t, bound)
+    unknown = set(event_dims) - set(names)
+    if unknown:
+        raise ShapeError(f"event_dims names {sorted(unknown)}, but the parameters are {sorted(names)}.")
+    readings = _readings(names, leaves, event_dims, y0.shape[:-1])
+
+    def attempt() -> tuple[list, list]:
+        fits, misses = [], []
+        for ranks in readings:
+            try:
+                out, captured = row.call(_rows_of(leaves, ranks))
+                if tuple(out.shape) == (state.size,):
+                    fits.append((ranks, out, captured))
+                else:
+                    misses.append((ranks, out))
+            except Exception as error:
+                misses.append((ranks, error))
+        return fits, misses
+
+    fits, misses = in_fresh_thread(attempt)
+    if not fits:
+        raise _explain(row, leaves, misses, state)
+    if len(fits) > 1:
+        raise ShapeError(_ambiguous(names, leaves, [ranks for ranks, *_ in fits]))
+    ranks, out, captured = fits[0]
+    _check_result(out, y0)
+    info.ranks, info.captured_count = ranks, len(captured)
+    positions = {id(x): i for i, x in enumerate(walk.tensors)}
+    if all(id(x) in positions for x in captured):
+        info.captured = tuple(positions[id(x)] for x in captured)
+    return info, captured
+
+
+def _readings(names: Sequence[str], leaves: Sequence[Tensor], event_dims: dict[str, int], batch: torch.Size) -> list[tuple[int, ...]]:
+    """Event ranks to try for the leaves, whole tensors first."""
+    options = []
+    for name, leaf in zip(names, leaves, strict=True):
+        if name in event_dims:
+            if not 0 <= event_dims[name] <= leaf.ndim:
+                raise ShapeError(f"event_dims[{name!r}] = {event_dims[name]}, but {name} has {leaf.ndim} dimensions.")
+            options.append([event_dims[name]])
+        else:
+            options.append([r for r in range(leaf.ndim, -1, -1) if _broadcasts(leaf.shape[: leaf.ndim - r], batch)])
+    count = 1
+    for o in options:
+        count *= len(o)
+    if count > 4096:
+        raise ShapeError(
+            f"the batch dimensions of {len(names)} parameters can be read in {count} ways; say how many trailing dimensions "
+            "of each belong to one row, event_dims={...}."
+        )
+    return list(itertools.product(*options))
+
+
+def _broadcasts(a: torch.Size, b: torch.Size) -> bool:
+    return all(x == y or x == 1 or y == 1 for x, y in zip(a[::-1], b[::-1], strict=False))
+
+
+def _check_result(out: Tensor, y0: Tensor) -> None:
+    if out.dtype != y0.dtype:
+        raise ShapeError(
+            f"the vector field returned {out.dtype} for a state of {y0.dtype}: give y0 and the parameters the same dtype, "
+            f"for example y0.to({out.dtype})."
+        )
+    if out.device != y0.device:
+        raise ShapeError(f"the vector field returned a tensor on {out.device} for a state on {y0.device}.")
+
+
+def _explain(row: _Row, leaves: Sequence[Tensor], misses: list, state: StateShape) -> Exception:
+    """Why no reading of the parameters let the field be called."""
+    ranks, best = next((m for m in misses if isinstance(m[1], Tensor)), misses[0])
+    swapped = FieldInfo(row.info.arguments, state, row.info.params, ranks, None)
+
+    def exchange() -> bool:
+        f = row.f
+        turned = (lambda t, y: f(y, t)) if row.info.arguments == 2 else (lambda t, y, p: f(y, t, p))
+        try:
+            out, _ = _Row(turned, swapped, state, row.y, row.t, None).call(_rows_of(leaves, ranks))
+            return tuple(out.shape) == (state.size,)
+        except Exception:
+            return False
+
+    hint = ""
+    if in_fresh_thread(exchange):
+        hint = " With the first two arguments exchanged it does: a field is called as f(t, y, p), time first."
+    if isinstance(best, GradientPathError):
+        return best
+    if isinstance(best, ShapeError) and not hint:
+        return best
+    seen = [tuple(x.shape) for x in _rows_of(leaves, ranks)]
+    called = f"called on one row as f(t, y, p) with t of shape (), y of shape ({state.size},), p of shapes {seen}"
+    if isinstance(best, Tensor):
+        return ShapeError(f"the vector field, {called}, returned shape {tuple(best.shape)}, expected ({state.size},).{hint}")
+    problem = ShapeError(f"the vector field, {called}, raised {type(best).__name__}: {best}.{hint}")
+    problem.__cause__ = best
+    return problem
+
+
+def _ambiguous(names: Sequence[str], leaves: Sequence[Tensor], fits: list[tuple[int, ...]]) -> str:
+    open_names = [n for i, n in enumerate(names) if len({ranks[i] for ranks in fits}) > 1]
+    shapes = {n: tuple(x.shape) for n, x in zip(names, leaves, strict=True)}
+    told = ", ".join(f"{n} of shape {shapes[n]}" for n in open_names)
+    example = ", ".join(f"{n!r}: {fits[0][list(names).index(n)]}" for n in open_names)
+    return (
+        f"the dimensions of {told} can be read as batch or as part of one row; the field runs either way. "
+        f"Say how many trailing dimensions belong to one row, for example event_dims={{{example}}}."
+    )

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every system of the zoo has in common."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal, init_to_value
+
+from pyro_latentde.models import systems
+
+SUPPORT = {"experiment", "simulation"}
+NAMES = sorted({module.name for module in pkgutil.iter_modules(systems.__path__)} - SUPPORT)
+
+
+@pytest.fixture(params=NAMES)
+def system(request):
+    return importlib.import_module(f"pyro_latentde.models.systems.{request.param}")
+
+
+def test_every_system_is_listed():
+    assert sorted(systems.__all__) == NAMES
+
+
+def test_siblings_have_the_same_shape(system):
+    assert {"PARAMETERS", "STATES", "model", "simulate", "vector_field"} <= set(system.__all__)
+    assert list(inspect.signature(system.vector_field).parameters) == ["t", "y", "p"]
+    assert list(inspect.signature(system.model).parameters) == ["series", "times"]
+    expected = ["times", "parameters", "z0", "sigma", "num_series", "missing", "seed"]
+    assert list(inspect.signature(system.simulate).parameters) == expected
+    assert ".. math::" in system.__doc__ and "unit" in system.__doc__ and "References:" in system.__doc__
+
+
+def test_simulation_is_reproducible_and_leaves_the_global_generator(system):
+    state = torch.get_rng_state()
+    one, two, other = (system.simulate(missing=0.3, seed=seed) for seed in (4, 4, 5))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.series.values, two.series.values) and torch.equal(one.series.mask, two.series.mask)
+    assert not torch.equal(one.series.values, other.series.values)
+    assert one.series.names == system.STATES and not one.series.complete
+    assert one.series.mask[:, 0].all()
+
+
+def test_simulation_takes_times_of_each_series(system):
+    times = torch.tensor([[0.0, 2.0, 1.0], [0.5, 3.0, 4.0]])
+    simulation = system.simulate(times)
+    assert simulation.series.times.tolist() == [[0.0, 1.0, 2.0], [0.5, 3.0, 4.0]]
+    assert simulation.z.shape == (2, 3, len(system.STATES))
+    with pytest.raises(ValueError, match="num_series = 3"):
+        system.simulate(times, num_series=3)
+
+
+def test_simulation_errors(system):
+    with pytest.raises(ValueError, match="has no .'speed'.; it has"):
+        system.simulate(parameters={"speed": 1.0})
+    with pytest.raises(ValueError, match="missing: expected a probability"):
+        system.simulate(missing=1.0)
+
+
+def test_truth_covers_every_latent_site(system):
+    trace = poutine.trace(system.model).get_trace(system.simulate().series)
+    assert set(trace.stochastic_nodes) == set(system.simulate().truth)
+    for name, value in system.simulate().truth.items():
+        assert trace.nodes[name]["value"].shape == value.shape
+        assert trace.nodes[name]["value"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("num_series", [1, 3])
+def test_model_scores_and_draws(system, num_series):
+    simulation = system.simulate(num_series=num_series, missing=0.2, seed=1)
+    batch = (num_series,) if num_series > 1 else ()
+    model = poutine.condition(system.model, simulation.truth)
+    trace = poutine.trace(model).get_trace(simulation.series)
+    assert trace.log_prob_sum().isfinite()
+    assert trace.nodes["z"]["value"].shape == (*batch, simulation.series.times.shape[1], 2)
+    times = torch.tensor([0.5, 1.5, 30.0])
+    assert system.model(simulation.series, times).shape == (*batch, 3, 2)
+    assert model(times=times).shape == (3, 2)
+    assert model(times=[0, 1]).shape == (2, 2)
+    with pytest.raises(ValueError, match="got neither"):
+        system.model()
+
+
+@pytest.mark.parametrize("num_series", [1, 3])
+def test_model_works_in_svi_with_vectorized_particles(system, num_series):
+    simulation = system.simulate(num_series=num_series, missing=0.2, seed=1)
+    guide = AutoNormal(system.model, init_loc_fn=init_to_value(values=simulation.truth), init_scale=0.01)
+    elbo = Trace_ELBO(num_particles=4, vectorize_particles=True)
+    svi = SVI(system.model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+    losses = torch.tensor([svi.step(simulation.series) for _ in range(3)])
+    at_truth = poutine.condition(system.model, simulation.truth)
+    exact = -poutine.trace(at_truth).get_trace(simulation.series).log_prob_sum()
+    # around the truth with narrow scales the loss is the negative log-joint and the guide's entropy
+    entropy = sum(value.numel() for value in simulation.truth.values()) * 3.2
+    assert ((losses - exact).abs() < entropy + 15).all()
+
+
+def test_model_predicts_in_parallel(system):
+    simulation = system.simulate()
+    guide = AutoNormal(system.model, init_loc_fn=init_to_value(values=simulation.truth), init_scale=0.01)
+    guide(simulation.series)
+    drawn = Predictive(system.model, guide=guide, num_samples=5, parallel=True)(times=torch.arange(4.0))
+    assert drawn["obs"].shape[0] == 5 and drawn["obs"].shape[-2:] == (4, 2)
