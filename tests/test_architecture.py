@@ -22,6 +22,7 @@ LAYERS = {
     "solve": 1,
     "data": 1,
     "sites": 2,
+    "control": 2,
     "distributions": 2,
     "nn": 2,
     "posterior": 3,

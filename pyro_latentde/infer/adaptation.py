@@ -89,11 +89,14 @@ class Metric:
 
     @classmethod
     def estimate(cls, draws: np.ndarray, dense: bool) -> "Metric":
-        """Estimate the metric from ``draws`` of shape ``(n, d)``, shrunk towards a small multiple of one as in Stan."""
+        """Estimate the metric from ``draws`` of shape ``(n, d)``, shrunk towards a small multiple of one as in Stan.
+
+        With fewer than 1.5 d draws a covariance is close to singular, and variances are safer.
+        """
         n = len(draws)
         shrink = n / (n + 5.0)
         floor = 1e-3 * 5.0 / (n + 5.0)
-        if not dense:
+        if not dense or n < 1.5 * draws.shape[1]:
             return cls(shrink * draws.var(axis=0, ddof=1) + floor)
         covariance = np.atleast_2d(np.cov(draws, rowvar=False))
         return cls(shrink * covariance + floor * np.eye(draws.shape[1]))

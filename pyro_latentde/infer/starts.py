@@ -50,8 +50,8 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
     With ``"auto"`` each chain has candidates of its own, most of them drawn from the prior and some uniform on
     (-2, 2) in unconstrained coordinates. All that have a finite log-density and gradient climb for a while, because
     posteriors of differential equations have broad, flat and worthless modes that hold a chain for its whole warm-up.
-    The chain starts on the path of the candidate that came highest, where this path first reaches the height
-    of typical draws (``d`` below its top): not at the top, which is no typical place and the same for every chain.
+    The chain starts on the path that came to the most worth, a rough log-mass (see ``ascend``), where it first is
+    within ``d`` of it: not at the very best place, which is no typical one and the same for every chain.
 
     Args:
         joint: the log-joint.
@@ -130,13 +130,12 @@ def _climb(joint: LogJoint, pools: list[Tensor], given: list[Mapping[str, Tensor
         lp, grad, _ = joint.value_and_grad(u)
         return lp, grad * free
 
-    path, lp = ascend(value_and_grad, torch.cat(pools), CLIMB_STEPS)
+    path, worth = ascend(value_and_grad, torch.cat(pools), CLIMB_STEPS)
     chosen = []
-    for rows, rows_lp in zip(path.split(sizes, dim=1), lp.split(sizes, dim=1), strict=True):
-        best = rows_lp.amax(0).argmax()
-        height = rows_lp[:, best]
-        first = int((height >= height.max() - joint.dim).int().argmax())
-        chosen.append(rows[first, best])
+    for rows, rows_worth in zip(path.split(sizes, dim=1), worth.split(sizes, dim=1), strict=True):
+        best = rows_worth.amax(0).argmax()
+        enough = rows_worth[:, best] >= rows_worth[:, best].max() - joint.dim
+        chosen.append(rows[int(enough.int().argmax()), best])
     return chosen
 
 

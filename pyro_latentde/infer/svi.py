@@ -24,6 +24,7 @@ from torch import Tensor
 from pyro_latentde.errors import InitError, LatentDEError
 from pyro_latentde.infer.progress import Progress
 from pyro_latentde.infer.stop_signal import StopSignal
+from pyro_latentde.infer.svi_start import place_guide
 from pyro_latentde.infer.svi_steps import Clip, Stepper, make_optimizer
 from pyro_latentde.posterior import Posterior, inspect_model
 from pyro_latentde.posterior.model_sites import seeded
@@ -120,6 +121,7 @@ def fit_svi(
     vectorize_particles: bool = False,
     elbo: ELBO | None = None,
     max_skips: int = 20,
+    start_at: Any = "auto",
     progress: bool = True,
     **kwargs: Any,
 ) -> Fit:
@@ -144,6 +146,9 @@ def fit_svi(
         vectorize_particles: all particles in one run of the model, by a batch dimension on the left.
         elbo: Pyro's loss, instead of ``Trace_ELBO``; brings its own particles.
         max_skips: so many skipped updates one after another end the run.
+        start_at: where an AutoGuide that was given no start of its own begins: ``"auto"`` is the best of some
+            climbs from prior draws, since posteriors of differential equations have worthless modes beside
+            the good one; a dictionary of site values; or None, for what Pyro does.
         progress: show a bar.
         **kwargs: keyword arguments of the model and the guide.
 
@@ -166,14 +171,13 @@ def fit_svi(
         >>> round(fit.posterior(1000)["mu"].mean().item(), 1)  # exactly 9 / (9 + 1)
         0.9
     """
-    if isinstance(guide, type):
-        guide = guide(model)
     elbo = elbo or Trace_ELBO(num_particles=num_particles, vectorize_particles=vectorize_particles)
     start, losses = time.perf_counter(), []
     attrs: dict[str, Any] = {"inference": "svi", "seed": seed, "num_steps": num_steps}
     state: dict[str, Any] = {"params": {}, "constraints": {}}
     with seeded(seed), pyro.get_param_store().scope(state), _quiet():
         inspect_model(model, *args, **kwargs)
+        guide = place_guide(guide, model, args, kwargs, seed, start_at)
         with pyro.validation_enabled(False):
             _check_guide(model, guide, args, kwargs)
             make = make_optimizer(optimizer, learning_rate)

@@ -111,7 +111,7 @@ class Labels:
         for other in self.timed:
             if shape == other.event_shape:
                 return _grid_dims(other)
-            if shape == other.event_shape[1:] and site.name in _initial_names(other.name):
+            if shape == other.event_shape[1:] and site.name in _state_vectors(other.name):
                 return _grid_dims(other)[1:]
         return [f"{site.name}_dim_{i}" for i in range(len(shape))]
 
@@ -178,8 +178,10 @@ def _same_states(a: Site, b: Site) -> bool:
     return a.event_shape[1] == b.event_shape[1] and b.states in (None, a.states)
 
 
-def _initial_names(name: str) -> tuple[str, ...]:
-    return (f"{name}0", f"{name}_0", f"{name}_init", "z0", "y0", "x0", "z_0", "y_0", "x_0", "init")
+def _state_vectors(name: str) -> tuple[str, ...]:
+    """Names under which people keep one number for each state: initial values and errors of measurement."""
+    initial = (f"{name}0", f"{name}_0", f"{name}_init", "z0", "y0", "x0", "z_0", "y_0", "x_0", "init")
+    return (*initial, "sigma", "sd", "noise", "error", "noise_scale", "obs_scale", "obs_sd")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

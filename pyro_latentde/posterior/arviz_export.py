@@ -24,6 +24,7 @@ __all__ = [
     "Groups",
     "build_datatree",
     "build_inference_data",
+    "element_names",
     "make_groups",
     "summary_table",
     "to_arviz",
@@ -202,7 +203,7 @@ def summary_table(posterior: Posterior, probs: Sequence[float] = (0.05, 0.5, 0.9
     names, columns = [], {"mean": [], "sd": [], **{f"q{100 * p:g}%": [] for p in probs}}
     for name, array in groups.data["posterior"].items():
         flat = array.reshape(-1, int(np.prod(array.shape[2:]))).astype(float)
-        names += _element_names(name, array.shape[2:], groups)
+        names += element_names(name, array.shape[2:], groups)
         columns["mean"].append(flat.mean(0))
         columns["sd"].append(flat.std(0, ddof=1) if len(flat) > 1 else np.full(flat.shape[1], np.nan))
         for p, quantile in zip(probs, np.quantile(flat, probs, axis=0), strict=True):
@@ -236,7 +237,8 @@ def _diagnostics(groups: Groups) -> dict[str, np.ndarray]:
     }
 
 
-def _element_names(name: str, shape: tuple[int, ...], groups: Groups) -> list[str]:
+def element_names(name: str, shape: tuple[int, ...], groups: Groups) -> list[str]:
+    """Names of the scalars of a variable, such as ``z0[hare]``."""
     if not shape:
         return [name]
     labels = [groups.coords.get(dim, range(size)) for dim, size in zip(groups.dims[name], shape, strict=True)]

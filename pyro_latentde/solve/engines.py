@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve.lift import Lift, Untraceable
+from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.row_function import RowFunction
@@ -78,7 +78,8 @@ def _trace(problem: Problem) -> Any:
     def call(t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         return problem.info.call(problem.f, t, y, leaves)
 
-    rows = [_one_row(x, one) for x, one in zip(problem.tensors, problem.shared, strict=True)]
+    pairs = list(zip(problem.tensors, problem.shared, strict=True))
+    rows = in_fresh_thread(lambda: [row_of(x, x.ndim if shared else x.ndim - 1) for x, shared in pairs])
     own, known = rows[3 : 3 + problem.own], rows[3 + problem.own :]
     bound_count = problem.leaves - problem.own - problem.info.captured_count
     bound = list(zip(problem.originals[:bound_count], known[:bound_count], strict=True))
@@ -94,10 +95,6 @@ def _trace(problem: Problem) -> Any:
     if size > LARGEST:
         return f"the field has {size} scalar statements, more than {LARGEST}: matrix products are faster"
     return trace
-
-
-def _one_row(x: Tensor, shared: bool) -> Tensor:
-    return row_of(x, x.ndim if shared else x.ndim - 1)
 
 
 def fused_function(problem: Problem, method: Method, settings: Any, replay: Tensor | None) -> RowFunction:

@@ -59,8 +59,12 @@ def find_steps(tokens: Tensor) -> HasSteps | None:
 
 
 def tie_to(owner: Any, tokens: Tensor) -> None:
-    """Forget the steps when ``owner`` (an autograd context) is gone: no gradient can be asked for any more."""
-    if tokens.numel() and type(tokens) is Tensor:
+    """Forget the steps when ``owner`` (an autograd context) is gone: no gradient can be asked for any more.
+
+    Under a transform the context of this level is gone long before the gradient is asked for at another level.
+    """
+    transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    if tokens.numel() and not transformed:
         weakref.finalize(owner, _forget, int(tokens[0]) >> 32)
 
 

@@ -124,8 +124,7 @@ class TorchSolve(RowFunction):
         return solve_outputs(rows, tensors)
 
     def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
-        if not torch._C._functorch.is_functorch_wrapped_tensor(outputs[3]):
-            tie_to(ctx, outputs[3])
+        tie_to(ctx, outputs[3])
 
     def _find(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         n = 3 + self.leaves

@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, 
 
 from pyro_latentde.errors import GradientPathError, ShapeError
 from pyro_latentde.solve.field_key import Walk, walk_field
-from pyro_latentde.solve.lift import Lift, in_fresh_thread, stand_in
+from pyro_latentde.solve.lift import Lift, in_fresh_thread, is_wrapped, stand_in
 
 __all__ = ["BoundField", "FieldInfo", "StateShape", "clear_fields", "Parameters", "examine", "row_of"]
 
@@ -215,7 +215,7 @@ def examine(
     if info is not None:
         if info.captured is not None:
             return info, [walk.tensors[i] for i in info.captured]
-        captured = _Row(f, info, state, y0, t, bound).captured_by(_rows_of(leaves, info.ranks))
+        captured = in_fresh_thread(lambda: _Row(f, info, state, y0, t, bound).call(_rows_of(leaves, info.ranks))[1])
         if len(captured) == info.captured_count:
             return info, captured
     info, captured = _examine(f, bound, state, y0, t, params, event_dims, walk)
@@ -228,7 +228,9 @@ def examine(
 
 
 def row_of(x: Tensor, rank: int) -> Tensor:
-    """One row of ``x``: its first, as a plain tensor."""
+    """One row of ``x``: its first, as a plain tensor. Call it in a fresh thread: a functorch level would wrap the result."""
+    if is_wrapped(x):
+        return stand_in(x)[(0,) * (x.ndim - rank)]
     return stand_in(x[(0,) * (x.ndim - rank)] if x.ndim > rank else x)
 
 
@@ -237,7 +239,7 @@ def _rows_of(leaves: Sequence[Tensor], ranks: Sequence[int]) -> list[Tensor]:
 
 
 class _Row:
-    """One row of a problem on plain tensors, to call the field on."""
+    """One row of a problem on plain tensors, to call the field on; made and used in a fresh thread."""
 
     def __init__(self, f: Callable, info: FieldInfo, state: StateShape, y0: Tensor, t: Tensor, bound: BoundField | None) -> None:
         self.f, self.info = f, info
@@ -251,9 +253,6 @@ class _Row:
         with lift:
             out = lift.adopt(self.info.call(self.f, self.t, self.y, leaves))
         return out, [x for x in lift.captured if x.dtype.is_floating_point]
-
-    def captured_by(self, leaves: Sequence[Tensor]) -> list[Tensor]:
-        return in_fresh_thread(lambda: self.call(leaves)[1])
 
 
 def _arguments(f: Callable) -> int:
@@ -289,7 +288,7 @@ def _examine(
     info = FieldInfo(_arguments(f), state, params.blank(), (), None)
     if info.arguments == 2 and leaves:
         raise ShapeError("parameters were given, but the vector field takes only (t, y); write it as f(t, y, p).")
-    row = _Row(f, info, state, y0, t, bound)
+    row = in_fresh_thread(lambda: _Row(f, info, state, y0, t, bound))
     unknown = set(event_dims) - set(names)
     if unknown:
         raise ShapeError(f"event_dims names {sorted(unknown)}, but the parameters are {sorted(names)}.")
@@ -378,7 +377,7 @@ def _explain(row: _Row, leaves: Sequence[Tensor], misses: list, state: StateShap
         return best
     if isinstance(best, ShapeError) and not hint:
         return best
-    seen = [tuple(x.shape) for x in _rows_of(leaves, ranks)]
+    seen = [tuple(x.shape[x.ndim - r :]) for x, r in zip(leaves, ranks, strict=True)]
     called = f"called on one row as f(t, y, p) with t of shape (), y of shape ({state.size},), p of shapes {seen}"
     if isinstance(best, Tensor):
         return ShapeError(f"the vector field, {called}, returned shape {tuple(best.shape)}, expected ({state.size},).{hint}")

@@ -108,7 +108,7 @@ class FusedSolve(RowFunction):
         return solve_outputs(rows, tensors)
 
     def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
-        if self.settings.keep and not torch._C._functorch.is_functorch_wrapped_tensor(outputs[3]):
+        if self.settings.keep:
             tie_to(ctx, outputs[3])
 
     def steps(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Steps:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.mirror import MIRRORS, Sym, constant_sym
-from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread
+from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread, is_wrapped
 
 __all__ = ["Trace", "trace_row"]
 
@@ -115,6 +115,7 @@ def trace_row(
         graph = Graph()
         record = Record(graph)
         row_inputs = [*leaves, *(substitute for _, substitute in bound)]
+        assert not any(is_wrapped(x) for x in (t, y, *row_inputs))  # a wrapper would be taken for a constant
         lift = Lift([t, y, *row_inputs], {id(x): s for x, s in bound}, strict=True)
 
         def lifted(tensor: torch.Tensor) -> Sym | None:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a guide begins: an AutoGuide at the best of some climbs from prior draws, not at the prior's median."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible, init_to_median, init_to_value
+from torch import Tensor
+
+from pyro_latentde.errors import InitError, LatentDEError
+from pyro_latentde.infer.log_joint import LogJoint
+from pyro_latentde.infer.starts import find_starts
+
+__all__ = ["place_guide"]
+
+_log = logging.getLogger("pyro_latentde")
+
+
+def place_guide(
+    guide: Any, model: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int, start: Any = "auto"
+) -> Callable:
+    """Make a guide of a class of AutoGuide, and give an AutoGuide that has none a good start.
+
+    Args:
+        guide: class of AutoGuide, or a guide. One that was run before, or was made with an ``init_loc_fn`` other
+            than Pyro's defaults, and one that is no AutoGuide, stays as it is.
+        model: the model.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        seed: seed of the search.
+        start: ``"auto"``, a dictionary of site values, or None for Pyro's own start.
+
+    Returns:
+        The guide.
+    """
+    if isinstance(guide, type):
+        guide = guide(model)
+    messenger = _unused_start(guide) if start is not None else None
+    if messenger is not None:
+        values = dict(start) if isinstance(start, Mapping) else _search(model, args, kwargs, seed)
+        if values:
+            messenger.init_fn = init_to_value(values=values, fallback=init_to_median)
+    return guide
+
+
+def _unused_start(guide: Any) -> InitMessenger | None:
+    """The handler by which an AutoGuide will choose its start, if that is still to come and Pyro's default."""
+    if not isinstance(guide, AutoGuide) or guide.prototype_trace is not None:
+        return None
+    wrapped = getattr(guide.model, "func", None)  # Pyro keeps the handler in a partial around the model
+    messenger = next(iter(getattr(wrapped, "args", ())), None)
+    known = (init_to_median, init_to_feasible)
+    return messenger if isinstance(messenger, InitMessenger) and messenger.init_fn in known else None
+
+
+def _search(model: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    """Site values of the best start found; none where the log-joint is not one of fixed, continuous sites."""
+    try:
+        joint = LogJoint(model, args, kwargs)
+        return joint.constrain(torch.as_tensor(find_starts(joint, 1, seed)[0], dtype=joint.dtype))
+    except InitError:
+        raise
+    except LatentDEError as reason:
+        _log.info("no search for a start of the guide: %s", reason)
+        return {}
