@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_latentde.data.series import Series
@@ -18,6 +16,10 @@ from pyro_latentde.errors import LatentDEError
 from pyro_latentde.posterior import Posterior
 from pyro_latentde.posterior.arviz_export import element_names, make_groups
 from pyro_latentde.posterior.prediction import Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["plot_pair", "plot_phase", "plot_prior_posterior", "plot_trajectories"]
 
@@ -220,6 +222,8 @@ def plot_pair(posterior: Posterior, names: Sequence[str] | None = None, *, units
 def _figure(
     rows: int, columns: int, *, width: float, height: float, sharex: bool = False
 ) -> tuple[Figure, np.ndarray]:
+    import matplotlib.pyplot as plt  # slow to import, and not needed by a fit
+
     figure, axes = plt.subplots(
         rows,
         columns,

@@ -2,5 +2,7 @@
 """Inference: draws from the posterior of a Pyro model."""
 
 from pyro_latentde.infer.nuts_run import nuts
+from pyro_latentde.infer.prior_draws import prior
+from pyro_latentde.infer.svi import Fit, fit_svi
 
-__all__ = ["nuts"]
+__all__ = ["Fit", "fit_svi", "nuts", "prior"]

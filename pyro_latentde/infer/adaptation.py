@@ -89,7 +89,8 @@ class Metric:
 
     @classmethod
     def estimate(cls, draws: np.ndarray, dense: bool) -> "Metric":
-        """Estimate the metric from ``draws`` of shape ``(n, d)``, shrunk towards a small multiple of one as in Stan.
+        """Estimate the metric from ``draws`` of shape ``(n, d)``, shrunk towards a small multiple of one as
+        in Stan.
 
         With fewer than 1.5 d draws a covariance is close to singular, and variances are safer.
         """
@@ -110,11 +111,11 @@ class Metric:
 def adaptation_windows(num_warmup: int) -> list[tuple[int, int]]:
     """Windows ``[start, stop)`` of warm-up iterations whose draws estimate the metric.
 
-    The first window opens after 10 iterations and is 15 long, each next is twice as long, and the last is stretched to
-    50 iterations before the end, which only tune the step size. Stan waits 75 iterations for chains to arrive in the
-    typical set; ours start there, and a crude early metric saves a quarter of the leapfrog steps of the warm-up on
-    the lynx-hare posterior. What an early window learns wrongly is forgotten with the next. Short warm-ups are
-    scaled down; under 20 iterations the metric is not adapted.
+    The first window opens after 10 iterations and is 15 long, each next is twice as long, and the last is
+    stretched to 50 iterations before the end, which only tune the step size. Stan waits 75 iterations for
+    chains to arrive in the typical set; ours start there, and a crude early metric saves a quarter of the
+    leapfrog steps of the warm-up on the lynx-hare posterior. What an early window learns wrongly is forgotten
+    with the next. Short warm-ups are scaled down; under 20 iterations the metric is not adapted.
 
     Args:
         num_warmup: number of warm-up iterations.
@@ -128,7 +129,11 @@ def adaptation_windows(num_warmup: int) -> list[tuple[int, int]]:
     """
     if num_warmup < 20:
         return []
-    start, size, end = min(10, num_warmup // 10), min(15, num_warmup // 5), num_warmup - min(50, num_warmup // 10)
+    start, size, end = (
+        min(10, num_warmup // 10),
+        min(15, num_warmup // 5),
+        num_warmup - min(50, num_warmup // 10),
+    )
     windows = []
     while start < end:
         stop = start + size

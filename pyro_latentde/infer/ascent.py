@@ -20,16 +20,18 @@ def ascend(
 ) -> tuple[Tensor, Tensor]:
     r"""Climb from each row of ``u`` on its own, by Adam with a short memory; tells the path and its worth.
 
-    The worth of a place is a rough log-mass, the log-density plus the log-widths of the hill it belongs to, for near the
-    top of a hill of width :math:`\sigma_i` the gradients met on the way are of size :math:`1 / \sigma_i`:
+    The worth of a place is a rough log-mass, the log-density plus the log-widths of the hill it belongs to,
+    for near the top of a hill of width :math:`\sigma_i` the gradients met on the way are of size :math:`1 /
+    \sigma_i`:
 
     .. math:: \ell(u) - \tfrac12 \sum_i \log \langle g_i^2 \rangle
 
-    A narrow spike, such as the neck of a funnel, is so worth no more than its surroundings, however high. A row
-    that steps where the log-density is not finite stays where it is and forgets its momentum.
+    A narrow spike, such as the neck of a funnel, is so worth no more than its surroundings, however high. A
+    row that steps where the log-density is not finite stays where it is and forgets its momentum.
 
     Args:
-        value_and_grad: ``(R, d)`` to log-density ``(R,)``, minus infinity where it fails, and gradient ``(R, d)``.
+        value_and_grad: ``(R, d)`` to log-density ``(R,)``, minus infinity where it fails, and gradient ``(R,
+            d)``.
         u: ``(R, d)`` places to start from, of finite log-density.
         num_steps: number of steps.
         step_size: about how far a coordinate moves in a step, in unconstrained units.
@@ -60,6 +62,7 @@ def ascend(
         grad = torch.where(good[:, None], grad_there, grad)
         mean = mean * good[:, None]
         path.append(u)
-        # a coordinate without any gradient (a given site, a flat direction) shall not count as infinitely wide
+        # a coordinate without any gradient (a given site, a flat direction) shall not count as infinitely
+        # wide
         worth.append(lp - torch.log(scale.clamp(min=1e-3)).sum(-1))
     return torch.stack(path), torch.stack(worth)

@@ -6,7 +6,8 @@ Four engines, each standing on the one before it:
 * ``"loop"``: one row after the other with autograd; for models that cannot be vectorised;
 * ``"eager"``: ``vmap`` over the rows, the model's Python runs at every call;
 * ``"traced"``: the tensor operations of one eager call are recorded and replayed without the model's Python;
-* ``"compiled"``: ``torch.compile`` of that record; a call is cheapest, but compiling takes ten seconds or more.
+* ``"compiled"``: ``torch.compile`` of that record; a call is cheapest, but compiling takes ten seconds or
+more.
 """
 
 import logging
@@ -29,7 +30,8 @@ __all__ = ["ENGINES", "BatchedLogJoint"]
 
 ENGINES = ("auto", "loop", "eager", "traced", "compiled")
 
-# Compiling costs 6 - 25 s and then saves about .2 ms a call over a record replayed by TorchScript's interpreter.
+# Compiling costs 6 - 25 s and then saves about .2 ms a call over a record replayed by TorchScript's
+# interpreter.
 CALLS_WORTH_COMPILING = 100_000
 
 _log = logging.getLogger("pyro_latentde")
@@ -61,18 +63,23 @@ class BatchedLogJoint:
         [[-1.0], [-1.0], [-1.0], [-1.0]]
     """
 
-    def __init__(self, joint: LogJoint, probe: np.ndarray, engine: str = "auto", expected_calls: int = 10_000) -> None:
+    def __init__(
+        self, joint: LogJoint, probe: np.ndarray, engine: str = "auto", expected_calls: int = 10_000
+    ) -> None:
         if engine not in ENGINES:
             raise LatentDEError(f"log_joint_engine: expected one of {ENGINES}, got {engine!r}.")
         self.joint, self.num_calls = joint, 0
-        self._probes = [self._tensor(probe), self._tensor(probe + 0.1 * np.sin(np.arange(probe.size)).reshape(probe.shape))]
-        compiled_pays = expected_calls >= CALLS_WORTH_COMPILING
-        wanted = engine if engine != "auto" else ("compiled" if compiled_pays else "traced")
+        elsewhere = probe + 0.1 * np.sin(np.arange(probe.size)).reshape(probe.shape)
+        self._probes = [self._tensor(probe), self._tensor(elsewhere)]
+        wanted = engine
+        if engine == "auto":
+            wanted = "compiled" if expected_calls >= CALLS_WORTH_COMPILING else "traced"
         self.engine, self.reason, self._call = self._build(wanted)
-        (_log.info if self.engine == wanted else _log.warning)("log-joint engine %r: %s", self.engine, self.reason)
+        tell = _log.info if self.engine == wanted else _log.warning
+        tell("log-joint engine %r: %s", self.engine, self.reason)
 
     def __call__(self, u: np.ndarray) -> tuple[list[float], np.ndarray, list[bool], list[int]]:
-        """Log-densities, gradients ``(C, d)`` in float64, failed flags and solver steps for the rows of ``u``."""
+        """Log-densities, gradients ``(C, d)`` in float64, failed flags and solver steps for rows ``u``."""
         self.num_calls += 1
         with torch.inference_mode(self.engine in ("traced", "compiled")):
             lp, grad, failed, steps = self._call(self._tensor(u))
@@ -89,7 +96,7 @@ class BatchedLogJoint:
             return "loop", "asked for", loop
         try:
             expected = [eager(u) for u in self._probes]
-        except Exception as error:  # whatever the model does that vmap cannot: .item(), random operations, branches
+        except Exception as error:  # whatever the model does that vmap cannot: .item(), random operations
             loop(self._probes[0])  # a fault of the model itself is raised here, as it is
             return "loop", f"the model cannot be vectorised over chains ({_first_line(error)})", loop
         if wanted == "eager":
@@ -107,7 +114,9 @@ class BatchedLogJoint:
             return "traced", "the model's tensor operations are recorded and replayed", traced
         return self._compile(graph, traced, expected)
 
-    def _compile(self, graph: torch.fx.GraphModule, traced: Callable, expected: list) -> tuple[str, str, Callable]:
+    def _compile(
+        self, graph: torch.fx.GraphModule, traced: Callable, expected: list
+    ) -> tuple[str, str, Callable]:
         if self.joint.device.type == "cpu" and not _has_compiler():
             return "traced", "torch.compile needs a C++ compiler and none was found", traced
         try:
@@ -128,7 +137,8 @@ class BatchedLogJoint:
             with torch.inference_mode():
                 got = call(u.clone())
             for name, a, b in zip(("log-density", "gradient"), got, right, strict=False):
-                if not torch.allclose(a, b, rtol=tolerance, atol=tolerance * float(1 + b.nan_to_num(0, 0, 0).abs().max())):
+                size = float(1 + b.nan_to_num(0, 0, 0).abs().max())
+                if not torch.allclose(a, b, rtol=tolerance, atol=tolerance * size):
                     return f"it gives another {name} than the model: does the model branch on values?"
         return ""
 
@@ -141,8 +151,8 @@ def _flat(function: Callable, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 def _replay(graph: torch.fx.GraphModule, example: Tensor) -> Callable:
     """The recorded graph, run by TorchScript's interpreter where this torch still has it.
 
-    The interpreter spends 1 us on an operation where the graph's own Python spends 4, and needs no compiler. It is
-    deprecated, so nothing but speed may depend on it.
+    The interpreter spends 1 us on an operation where the graph's own Python spends 4, and needs no compiler.
+    It is deprecated, so nothing but speed may depend on it.
     """
     if not hasattr(torch.jit, "trace"):
         return graph

@@ -26,7 +26,8 @@ Aux = tuple[Tensor, Tensor]  # (did a solve fail, number of solver steps), per r
 
 @dataclass(frozen=True)
 class LatentSite:
-    """Where a latent site lives in the flat vector: coordinates ``start`` to ``stop``, mapped by ``transform``."""
+    """Where a latent site lives in the flat vector: coordinates ``start`` to ``stop``, mapped by
+    ``transform``."""
 
     name: str
     shape: torch.Size
@@ -106,16 +107,17 @@ class LogJoint:
         self._fixed_supports = self._supports_are_fixed(trace)
 
     def sample_trace(self, seed: int) -> poutine.Trace:
-        """Run the model forward once with its own random seed; the global generators are left as they were."""
+        """Run the model forward once with its own random seed; the global generators keep their state."""
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
             return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
 
     def log_density(self, u: Tensor) -> tuple[Tensor, Aux]:
-        """Log-density at one ``u`` ``(d,)``: a scalar, with the state of the solves. Validation is left as it is."""
+        """Log-density at one ``u`` ``(d,)``: a scalar, with the state of the solves."""
         trace, values = self._run(u)
         lp = trace.log_prob_sum() + values.log_jacobian
-        solves = [site["infer"]["lde_ode"] for site in trace.nodes.values() if "lde_ode" in (site.get("infer") or ())]
+        infer = [site.get("infer") or {} for site in trace.nodes.values()]
+        solves = [record["lde_ode"] for record in infer if "lde_ode" in record]
         failed = torch.zeros((), dtype=torch.bool, device=u.device)
         steps = torch.zeros((), dtype=torch.int64, device=u.device)
         for solve in solves:
@@ -130,7 +132,8 @@ class LogJoint:
         return torch.where(failed | ~torch.isfinite(lp), torch.full_like(lp, math.inf), -lp)
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor, Aux]:
-        """Log-density ``(C,)``, gradient ``(C, d)`` and state of the solves ``(C,)`` for the rows of ``u`` ``(C, d)``.
+        """Log-density ``(C,)``, gradient ``(C, d)`` and state of the solves ``(C,)`` for the rows of ``u``
+        ``(C, d)``.
 
         Rows whose log-density or gradient is not finite get minus infinity and a zero gradient.
         """
@@ -154,14 +157,14 @@ class LogJoint:
         """Values of the latent sites for ``u`` ``(*batch, d)``: name -> ``(*batch, *site shape)``."""
         batch = u.shape[:-1]
         if self._fixed_supports:
-            flat = {s.name: u[..., s.start : s.stop].reshape(batch + s.flat_shape).to(s.dtype) for s in self.sites}
-            return {s.name: s.transform(flat[s.name]).contiguous() for s in self.sites}
+            flat = [u[..., s.start : s.stop].reshape(batch + s.flat_shape).to(s.dtype) for s in self.sites]
+            return {s.name: s.transform(x).contiguous() for s, x in zip(self.sites, flat, strict=True)}
         rows = [self._values_by_running(row) for row in u.reshape(-1, self.dim)]
         stacked = {s.name: torch.stack([row[s.name] for row in rows]) for s in self.sites}
         return {name: value.reshape(batch + value.shape[1:]) for name, value in stacked.items()}
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The flat vector ``(*batch, d)`` of site values ``(*batch, *site shape)``; inverse of ``constrain``."""
+        """The flat vector ``(*batch, d)`` of site values ``(*batch, *site shape)``; undoes ``constrain``."""
         parts = []
         for site in self.sites:
             if site.name not in values:
@@ -181,7 +184,7 @@ class LogJoint:
         return torch.cat(parts, dim=-1)
 
     def site_log_probs(self, u: Tensor) -> tuple[dict[str, float], list[int]]:
-        """Log-probability by site and the status of every solved row at one ``u`` ``(d,)``, to explain failures."""
+        """Log-probability by site and the status of every solved row at one ``u`` ``(d,)``."""
         with torch.no_grad(), pyro.validation_enabled(False):
             trace, _ = self._run(u)
             trace.log_prob_sum()
@@ -233,8 +236,8 @@ def _latent_sites(trace: poutine.Trace) -> list[LatentSite]:
         support = node["fn"].support
         if support.is_discrete:
             raise LatentDEError(
-                f"latent site {name!r} is discrete ({type(node['fn']).__name__}); NUTS needs continuous sites.\n"
-                "Try: sum it out by hand in the likelihood, or pyro.infer.MCMC(NUTS(model)) with "
+                f"latent site {name!r} is discrete ({type(node['fn']).__name__}); "
+                "NUTS needs continuous sites.\nTry: sum it out by hand in the likelihood, or pyro.infer.MCMC(NUTS(model)) with "
                 'infer={"enumerate": "parallel"}, which sums it out for you.'
             )
         transform, value = biject_to(support), node["value"]

@@ -19,8 +19,8 @@ def check_plates(name: str, node: dict[str, Any]) -> None:
         full = frame.full_size
         if full is not None and frame.size != full:
             raise LatentDEError(
-                f"site {name!r} is in plate {frame.name!r}, which takes {frame.size} of {full} rows at random; "
-                "NUTS needs the whole data.\n"
+                f"site {name!r} is in plate {frame.name!r}, which takes {frame.size} of {full} rows at "
+                "random; NUTS needs the whole data.\n"
                 "Try: pass subsample_size=None here, or infer.fit_svi for minibatches."
             )
 
@@ -39,7 +39,9 @@ def check_observed(trace: poutine.Trace) -> None:
         if not isinstance(value, Tensor) or not hasattr(fn, "event_dim"):
             continue
         data_batch = value.shape[: value.dim() - fn.event_dim]
-        described = f"site {name!r}: the model predicts {_shape_text(fn)} but the data is {tuple(value.shape)}"
+        described = (
+            f"site {name!r}: the model predicts {_shape_text(fn)} but the data is {tuple(value.shape)}"
+        )
         try:
             log_prob = scale_and_mask(fn.log_prob(value), node["scale"], node["mask"])
         except (RuntimeError, ValueError) as error:

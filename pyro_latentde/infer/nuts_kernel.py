@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One chain of the No-U-Turn sampler, as a coroutine on a flat vector.
 
-The chain never evaluates the log-density itself: it *yields* a position and is sent the answer. A driver can so
-collect the wishes of many chains, which are in different iterations and at different depths of their trees, and
-answer them all in one batched call. Nothing waits in lockstep.
+The chain never evaluates the log-density itself: it *yields* a position and is sent the answer. A driver can
+so collect the wishes of many chains, which are in different iterations and at different depths of their
+trees, and answer them all in one batched call. Nothing waits in lockstep.
 
-A trajectory is a growing row of leapfrog points. Complete binary sub-trees are kept on a stack, as in a binary
-counter: two neighbours of equal size are merged as soon as the right one is complete. This is the recursion of the
-original algorithm without recursion, with memory proportional to the depth.
+A trajectory is a growing row of leapfrog points. Complete binary sub-trees are kept on a stack, as in a
+binary
+counter: two neighbours of equal size are merged as soon as the right one is complete. This is the recursion
+of the original algorithm without recursion, with memory proportional to the depth.
 """
 
 import math
@@ -71,7 +72,8 @@ class ChainRecord:
 
 
 class _Point:
-    """A phase-space point: position, momentum, velocity (inverse metric times momentum), and what is known there."""
+    """A phase-space point: position, momentum, velocity (inverse metric times momentum), and what is known
+    there."""
 
     __slots__ = ("energy", "grad", "lp", "p", "q", "v")
 
@@ -81,7 +83,8 @@ class _Point:
 
 
 class _Tree:
-    """A run of neighbouring points: its two ends, summed momentum, log-weight, and one point drawn from it."""
+    """A run of neighbouring points: its two ends, summed momentum, log-weight, and one point drawn from
+    it."""
 
     __slots__ = ("chosen", "first", "last", "log_weight", "rho", "size")
 
@@ -93,9 +96,11 @@ class _Tree:
 
 
 def _join(a: _Tree, b: _Tree, uniform: float, biased: bool) -> tuple[_Tree, bool]:
-    """Join ``b`` behind ``a``; returns the tree and whether it may go on (no end turns back on the summed momentum).
+    """Join ``b`` behind ``a``; returns the tree and whether it may go on (no end turns back on the summed
+    momentum).
 
-    The point is drawn in proportion to the weights inside a sub-tree, and with a bias to the newer half at the top.
+    The point is drawn in proportion to the weights inside a sub-tree, and with a bias to the newer half at
+    the top.
     """
     high, low = (a.log_weight, b.log_weight) if a.log_weight > b.log_weight else (b.log_weight, a.log_weight)
     log_weight = high + math.log1p(math.exp(low - high))
@@ -124,7 +129,13 @@ class _Tally:
 
 
 def _grow(
-    edge: _Point, size: int, step: float, metric: Metric, energy0: float, rng: np.random.Generator, tally: _Tally
+    edge: _Point,
+    size: int,
+    step: float,
+    metric: Metric,
+    energy0: float,
+    rng: np.random.Generator,
+    tally: _Tally,
 ) -> Generator[np.ndarray, Answer, _Tree | None]:
     """Integrate ``size`` leapfrog steps (a power of two) from ``edge``; None when it turned or diverged."""
     half, velocity = 0.5 * step, metric.velocity
@@ -155,7 +166,7 @@ def _grow(
 def _transition(
     start: _Point, step: float, metric: Metric, rng: np.random.Generator, max_tree_depth: int
 ) -> Generator[np.ndarray, Answer, tuple[_Point, _Tally, int]]:
-    """One NUTS iteration: double the trajectory in random directions until it turns; returns the drawn point."""
+    """One NUTS iteration: double the trajectory at random ends until it turns; returns the drawn point."""
     tally, depth = _Tally(), 0
     tree = _Tree(start, start, start.p, 0.0, 1, start)
     while depth < max_tree_depth:
@@ -192,14 +203,15 @@ def _find_step_size(
         step = step * 2.0**direction
         if step > 1e7:
             raise LatentDEError(
-                "NUTS: every step size up to 1e7 is accepted, so the log-density is flat and the posterior improper.\n"
-                "Try: give every latent site a proper prior."
+                "NUTS: every step size up to 1e7 is accepted, so the log-density is flat and the "
+                "posterior improper.\nTry: give every latent site a proper prior."
             )
         if step < 1e-14:
             raise LatentDEError(
-                f"NUTS: no step size down to 1e-14 is accepted at log-density {point.lp:.6g}: the gradient does not "
-                "belong to the log-density, or the start sits on an edge of the region where the solve works.\n"
-                "Try: another start, a tighter solver tolerance, or check the gradient by finite differences."
+                f"NUTS: no step size down to 1e-14 is accepted at log-density {point.lp:.6g}: the "
+                "gradient does not belong to the log-density, or the start sits on an edge of the region "
+                "where the solve works.\n"
+                "Try: another start, a tighter solver tolerance, a check of the gradient by finite differences."
             )
 
 
@@ -216,7 +228,8 @@ def run_chain(
 ) -> Asking:
     """Run one chain from ``q``: yields positions ``(d,)``, expects an ``Answer`` for each, fills ``record``.
 
-    A log-density of minus infinity or NaN ends a trajectory as a divergence; the chain goes on from where it was.
+    A log-density of minus infinity or NaN ends a trajectory as a divergence; the chain goes on from where it
+    was.
 
     Args:
         q: ``(d,)`` float64 start with a finite log-density and gradient.
@@ -232,8 +245,9 @@ def run_chain(
         Positions where log-density and gradient are wanted.
 
     References:
-        Hoffman & Gelman (2014), The No-U-Turn Sampler. Betancourt (2017), A Conceptual Introduction to Hamiltonian
-        Monte Carlo, appendix A (multinomial weights, generalised criterion). Stan 2.21 (checks across the seam).
+        Hoffman & Gelman (2014), The No-U-Turn Sampler. Betancourt (2017), A Conceptual Introduction to
+        Hamiltonian Monte Carlo, appendix A (multinomial weights, generalised criterion). Stan 2.21 (checks
+        across the seam).
 
     Example:
         >>> record = ChainRecord(150, 2)

@@ -12,7 +12,6 @@ import numpy as np
 import pyro
 import torch
 
-import pyro_latentde
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
 from pyro_latentde.infer.log_joint import LogJoint
@@ -27,7 +26,8 @@ __all__ = ["nuts"]
 
 _log = logging.getLogger("pyro_latentde")
 
-# A full covariance costs d^2 operations a step and needs about 5 d draws to be known; beyond this it is asked for.
+# A full covariance costs d^2 operations a step and needs about 5 d draws to be known; beyond this it is asked
+# for.
 DENSE_UP_TO = 64
 # Leapfrog steps of an iteration, warm-up included, for a posterior of ordinary difficulty.
 EXPECTED_LEAPFROGS = 15
@@ -51,9 +51,10 @@ def nuts(
 ) -> Posterior:
     """Draw from the posterior of a Pyro model by the No-U-Turn sampler.
 
-    Chains are independent of each other and advance together: each batched call of log-joint and gradient answers
-    one leapfrog step of every chain, in whatever iteration each is. A failed solve is a log-density of minus infinity: a
-    divergence, counted in ``ode_failed``, and the chain goes on. Ctrl-C and SIGTERM return what was drawn so far.
+    Chains are independent of each other and advance together: each batched call of log-joint and gradient
+    answers one leapfrog step of every chain, in whatever iteration each is. A failed solve is a log-density
+    of minus infinity: a divergence, counted in ``ode_failed``, and the chain goes on. Ctrl-C and SIGTERM
+    return what was drawn so far.
 
     Args:
         model: Pyro model with continuous latent sites.
@@ -65,16 +66,18 @@ def nuts(
         target_accept: mean acceptance probability aimed at, in (0, 1); raise it against divergences.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` leapfrog steps.
         dense_mass: adapt a full covariance (True) or variances (False); None: full up to 64 coordinates.
-        start: ``"auto"``, a dictionary of site values, a fit of ``infer.fit_svi`` or a ``Posterior``; see ``find_starts``.
-        log_joint_engine: ``"auto"``, ``"loop"``, ``"eager"``, ``"traced"`` or ``"compiled"``; see ``batched_log_joint``.
+        start: ``"auto"``, a dictionary of site values, a fit of ``infer.fit_svi`` or a ``Posterior``; see
+            ``find_starts``.
+        log_joint_engine: ``"auto"``, ``"loop"``, ``"eager"``, ``"traced"`` or ``"compiled"``; see
+            ``batched_log_joint``.
         progress: show a bar on terminals, a line every half minute elsewhere.
         **kwargs: keyword arguments of the model.
 
     Returns:
-        ``Posterior`` with samples ``(chain, draw, *site shape)`` and the statistics ``lp``, ``energy``, ``diverging``,
-        ``acceptance_rate``, ``step_size``, ``n_steps``, ``tree_depth``, ``reached_max_tree_depth``, ``ode_failed`` (failed solves in the
-        trajectory) and ``ode_steps`` (solver steps in the trajectory), each ``(chain, draw)``. ``lp`` belongs to the
-        unconstrained coordinates.
+        ``Posterior`` with samples ``(chain, draw, *site shape)`` and the statistics ``lp``, ``energy``,
+        ``diverging``, ``acceptance_rate``, ``step_size``, ``n_steps``, ``tree_depth``,
+        ``reached_max_tree_depth``, ``ode_failed`` (failed solves in the trajectory) and ``ode_steps`` (solver
+        steps in the trajectory), each ``(chain, draw)``. ``lp`` belongs to the unconstrained coordinates.
 
     Raises:
         ShapeError, DataError, LatentDEError: the model cannot be sampled, and why.
@@ -89,11 +92,14 @@ def nuts(
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 10.0))
         ...     pyro.sample("y", dist.Normal(mean, 1.0).expand([3]).to_event(1), obs=y)
-        >>> posterior = nuts(model, torch.tensor([1.0, 2.0, 3.0]), num_samples=50, num_warmup=50, progress=False)
+        >>> posterior = nuts(model, torch.tensor([1.0, 2.0, 3.0]), num_samples=50, num_warmup=50,
+        progress=False)
         >>> posterior.samples["mean"].shape
         torch.Size([4, 50])
     """
     _check_settings(num_samples, num_warmup, num_chains, target_accept, max_tree_depth)
+    from pyro_latentde import __version__  # the package imports this module
+
     began = time.perf_counter()
     joint = LogJoint(model, args, kwargs)
     sites = inspect_model(model, *args, **kwargs)  # before the work: it may find fault with the model
@@ -126,7 +132,7 @@ def nuts(
         "num_gradients": sum(record.num_gradients for record in records),
         "log_joint_engine": batched.engine,
         "interrupted": stop.wanted and drawn < num_samples,
-        "versions": {"pyro_latentde": pyro_latentde.__version__, "pyro": pyro.__version__, "torch": torch.__version__},
+        "versions": {"pyro_latentde": __version__, "pyro": pyro.__version__, "torch": torch.__version__},
     }
     posterior = _to_posterior(joint, sites, records, num_warmup, facts)
     _summarise(records, num_warmup, drawn, facts)
@@ -141,7 +147,7 @@ def _advance(
     bar: Progress,
     stop: StopSignal,
 ) -> None:
-    """Answer the chains' wishes until all have ended or a stop is wanted. Ended chains leave their last row behind."""
+    """Answer the chains' wishes until all have ended or a stop is wanted; an ended chain leaves its last row."""
     active = list(range(len(chains)))
     for chain in active:
         positions[chain] = next(chains[chain])
@@ -153,7 +159,8 @@ def _advance(
             ended = []
             for chain in active:
                 try:
-                    positions[chain] = chains[chain].send((lp[chain], grad[chain], failed[chain], steps[chain]))
+                    answer = lp[chain], grad[chain], failed[chain], steps[chain]
+                    positions[chain] = chains[chain].send(answer)
                 except StopIteration:
                     ended.append(chain)
             if ended:
@@ -177,8 +184,8 @@ def _count_draws(records: list[ChainRecord], num_warmup: int, num_samples: int) 
     shortest = min(record.count for record in records)
     if shortest <= num_warmup < num_warmup + num_samples:
         raise LatentDEError(
-            f"interrupted during warm-up: the slowest chain had finished {min(shortest, num_warmup)} of {num_warmup} "
-            "warm-up iterations, so there is no draw to return.\n"
+            f"interrupted during warm-up: the slowest chain had finished {shortest} of {num_warmup} "
+            "iterations of it, so there is no draw to return.\n"
             "Try: a smaller num_warmup, a better start, or solver settings that make a gradient cheaper."
         )
     return shortest - num_warmup
@@ -189,8 +196,8 @@ def _to_posterior(
 ) -> Posterior:
     kept = slice(num_warmup, num_warmup + facts["num_samples"])
     u = torch.from_numpy(np.stack([record.positions[kept] for record in records]))
-    names = records[0].stats
-    stats = {name: torch.from_numpy(np.stack([record.stats[name][kept] for record in records])) for name in names}
+    columns = {name: [record.stats[name][kept] for record in records] for name in records[0].stats}
+    stats = {name: torch.from_numpy(np.stack(column)) for name, column in columns.items()}
     with torch.no_grad():
         samples = joint.constrain(u.to(joint.device, joint.dtype))
     return Posterior(
@@ -212,17 +219,19 @@ def _summarise(records: list[ChainRecord], num_warmup: int, drawn: int, facts: d
     at_limit = sum(int(record.stats["reached_max_tree_depth"][kept].sum()) for record in records)
     worst = split_rhat(np.stack([record.positions[kept] for record in records])).max()
     line = (
-        f"nuts: {len(records)} chains x {drawn} draws in {facts['sampling_time']:.1f} s, {facts['num_gradients']} gradients; "
-        f"{divergent} divergences, {failed} failed solves ({sum(r.num_failed for r in records) - failed} more in warm-up), "
-        f"R-hat at most {worst:.3f}."
+        f"nuts: {len(records)} chains x {drawn} draws in {facts['sampling_time']:.1f} s, "
+        f"{facts['num_gradients']} gradients; {divergent} divergences, {failed} failed solves "
+        f"({sum(r.num_failed for r in records) - failed} more in warm-up), R-hat at most {worst:.3f}."
     )
     advice = []
     if facts["interrupted"]:
         advice.append("Interrupted: all chains are cut to the shortest.")
     if divergent:
-        advice.append("Divergences: the posterior may be biased; try target_accept=0.95 or another parameterisation.")
+        advice.append("Divergences may mean bias: try target_accept=0.95 or another parameterisation.")
     if at_limit:
-        advice.append(f"{at_limit} trajectories reached max_tree_depth={facts['max_tree_depth']}: the draws are right but dear.")
+        advice.append(
+            f"{at_limit} trajectories reached max_tree_depth={facts['max_tree_depth']}: right but dear."
+        )
     if worst > 1.05:
         advice.append("The chains do not agree: draw longer, or look whether they sit in different modes.")
     (_log.warning if advice else _log.info)(" ".join([line, *advice]))

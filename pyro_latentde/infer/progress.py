@@ -66,7 +66,8 @@ class Progress:
         left = elapsed * (self.total - done) / max(done, 1)
         shown = ", ".join(f"{name} {value}" for name, value in facts.items())
         print(
-            f"{self.label}: {100 * done / max(self.total, 1):.0f} % after {elapsed:.0f} s, about {left:.0f} s left, {shown}",
+            f"{self.label}: {100 * done / max(self.total, 1):.0f} % after {elapsed:.0f} s, "
+            f"about {left:.0f} s left, {shown}",
             file=sys.stderr,
             flush=True,
         )

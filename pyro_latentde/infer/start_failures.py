@@ -53,7 +53,7 @@ def _cause(joint: LogJoint, u: Tensor) -> str:
 
 
 def _where(joint: LogJoint, tried: Tensor, hit: np.ndarray) -> str:
-    """The one-sided bound on one coordinate that best tells the main cause from the rest, if it tells much."""
+    """The one-sided bound on one coordinate that best tells the main cause from the rest, if any does."""
     with torch.no_grad():
         values = joint.constrain(tried)
     columns = {}
@@ -62,7 +62,8 @@ def _where(joint: LogJoint, tried: Tensor, hit: np.ndarray) -> str:
         for i in range(flat.shape[1]):
             columns[name if flat.shape[1] == 1 else f"{name}[{i}]"] = flat[:, i]
     if hit.all():
-        spans = [f"{name} {column.min():.3g} .. {column.max():.3g}" for name, column in list(columns.items())[:8]]
+        some = list(columns.items())[:8]
+        spans = [f"{name} {column.min():.3g} .. {column.max():.3g}" for name, column in some]
         return "All tries failed alike; they covered " + ", ".join(spans) + "."
     best, text = 0.8, ""
     for name, column in columns.items():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where chains start: a finite log-density and gradient, another place for each chain, not hopelessly far out."""
+"""Where chains start: a finite log-density and gradient, another place for each chain, not hopelessly far
+out."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ __all__ = ["chain_generators", "find_starts"]
 CANDIDATES = 20
 ROUNDS = 5
 CLIMB_STEPS = 150
+_EXPECTED = "expected 'auto', a dict of site values, a fit or a Posterior"
 
 _log = logging.getLogger("pyro_latentde")
 
@@ -47,19 +49,20 @@ def chain_generators(seed: int, num_chains: int, stream: int = 0) -> list[np.ran
 def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto") -> np.ndarray:
     """Starts of the chains in unconstrained coordinates.
 
-    With ``"auto"`` each chain has candidates of its own, most of them drawn from the prior and some uniform on
-    (-2, 2) in unconstrained coordinates. All that have a finite log-density and gradient climb for a while, because
-    posteriors of differential equations have broad, flat and worthless modes that hold a chain for its whole warm-up.
-    The chain starts on the path that came to the most worth, a rough log-mass (see ``ascend``), where it first is
-    within ``d`` of it: not at the very best place, which is no typical one and the same for every chain.
+    With ``"auto"`` each chain has candidates of its own, most of them drawn from the prior and some uniform
+    on (-2, 2) in unconstrained coordinates. All that have a finite log-density and gradient climb for a
+    while, because posteriors of differential equations have broad, flat and worthless modes that hold a chain
+    for its whole warm-up. The chain starts on the path that came to the most worth, a rough log-mass (see
+    ``ascend``), where it first is within ``d`` of it: not at the very best place, which is no typical one and
+    the same for every chain.
 
     Args:
         joint: the log-joint.
         num_chains: number of chains ``C``.
         seed: seed of the run; the candidates of a chain depend on it and on the chain's number only.
         start: ``"auto"`` or None; a dictionary of site values, each ``(*site shape)`` for all chains or
-            ``(C, *site shape)``, sites left out are searched; a ``Posterior``, or a fit with ``posterior(n)`` or
-            ``sample_start(n, generator)``, whose draws are the candidates.
+            ``(C, *site shape)``, sites left out are searched; a ``Posterior``, or a fit with ``posterior(n)``
+            or ``sample_start(n, generator)``, whose draws are the candidates.
 
     Returns:
         ``(C, d)`` float64.
@@ -76,14 +79,14 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
     if start is None:
         start = "auto"
     if isinstance(start, str) and start != "auto":
-        raise LatentDEError(f"start: expected 'auto', a dict of site values, a fit or a Posterior, got {start!r}.")
+        raise LatentDEError(f"start: {_EXPECTED}, got {start!r}.")
     given = _given_values(joint, start, num_chains) if isinstance(start, Mapping) else [{}] * num_chains
     pools = [
         _valid_candidates(joint, start, rng, given[chain], chain)
         for chain, rng in enumerate(chain_generators(seed, num_chains, stream=1))
     ]
-    climbs = isinstance(start, str | Mapping) and len(given[0]) < len(joint.sites) and _can_batch(joint, pools[0])
-    if not climbs:
+    searched = isinstance(start, str | Mapping) and len(given[0]) < len(joint.sites)
+    if not searched or not _can_batch(joint, pools[0]):
         chosen = [pool[0] for pool in pools]  # draws of a fit, given values: as they are; else the best
     else:
         at_once = max(1, int(2e7 // (CLIMB_STEPS * CANDIDATES * joint.dim)))  # bounds the memory of the paths
@@ -93,8 +96,10 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
     return torch.stack(chosen).to("cpu", torch.float64).numpy()
 
 
-def _valid_candidates(joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping, chain: int) -> Tensor:
-    """Candidates ``(n, d)`` of a chain with finite log-density and gradient, the highest first if they were searched."""
+def _valid_candidates(
+    joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping, chain: int
+) -> Tensor:
+    """Candidates ``(n, d)`` with finite log-density and gradient, the best first if they were searched."""
     complete = len(given) == len(joint.sites)
     tried: list[Tensor] = []
     for _ in range(1 if complete else ROUNDS):
@@ -118,7 +123,7 @@ def _can_batch(joint: LogJoint, pool: Tensor) -> bool:
 
 
 def _climb(joint: LogJoint, pools: list[Tensor], given: list[Mapping[str, Tensor]]) -> list[Tensor]:
-    """Let the candidates of some chains climb together; one start per chain. Given sites stay where they are."""
+    """Let the candidates of some chains climb together; one start per chain. Given sites stay as they are."""
     free = torch.ones(len(pools), joint.dim, dtype=joint.dtype, device=joint.device)
     for row, fixed in zip(free, given, strict=True):
         for site in joint.sites:
@@ -139,7 +144,9 @@ def _climb(joint: LogJoint, pools: list[Tensor], given: list[Mapping[str, Tensor
     return chosen
 
 
-def _candidates(joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping[str, Tensor], n: int) -> Tensor:
+def _candidates(
+    joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping[str, Tensor], n: int
+) -> Tensor:
     if isinstance(start, str | Mapping):
         rows = torch.from_numpy(rng.uniform(-2.0, 2.0, (n, joint.dim))).to(joint.device, joint.dtype)
         if len(given) < len(joint.sites):
@@ -185,7 +192,8 @@ def _given_values(joint: LogJoint, start: Mapping[str, Any], num_chains: int) ->
     """Unconstrained coordinates of the given sites, for each chain."""
     unknown = sorted(set(start) - {site.name for site in joint.sites})
     if unknown:
-        raise LatentDEError(f"start: {unknown} are no latent sites; those are {[site.name for site in joint.sites]}.")
+        latent = [site.name for site in joint.sites]
+        raise LatentDEError(f"start: {unknown} are no latent sites; those are {latent}.")
     given: list[dict[str, Tensor]] = [{} for _ in range(num_chains)]
     for site in joint.sites:
         if site.name not in start:
@@ -195,8 +203,8 @@ def _given_values(joint: LogJoint, start: Mapping[str, Any], num_chains: int) ->
             value = value.expand(num_chains, *site.shape)
         if value.shape != (num_chains, *site.shape):
             raise LatentDEError(
-                f"start[{site.name!r}]: expected shape {tuple(site.shape)}, or {(num_chains, *site.shape)} for one "
-                f"value per chain; got {tuple(value.shape)}."
+                f"start[{site.name!r}]: expected shape {tuple(site.shape)}, or "
+                f"{(num_chains, *site.shape)} for one value per chain; got {tuple(value.shape)}."
             )
         inside = site.transform.codomain.check(value)
         if not bool(inside.all()):
@@ -221,9 +229,7 @@ def _draws_of(start: Any, joint: LogJoint, rng: np.random.Generator, n: int) -> 
             torch.manual_seed(seed)
             values = {name: value.flatten(0, 1) for name, value in start.posterior(n).samples.items()}
     else:
-        raise LatentDEError(
-            f"start: expected 'auto', a dict of site values, a fit or a Posterior, got {type(start).__name__}."
-        )
+        raise LatentDEError(f"start: {_EXPECTED}, got {type(start).__name__}.")
     missing = [site.name for site in joint.sites if site.name not in values]
     if missing:
         raise LatentDEError(f"start: {type(start).__name__} has no draws of latent sites {missing}.")

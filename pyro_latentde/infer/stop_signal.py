@@ -11,8 +11,8 @@ __all__ = ["StopSignal"]
 class StopSignal:
     """Context manager that turns the first SIGINT or SIGTERM into ``stop.wanted = True``.
 
-    A second Ctrl-C interrupts at once. Outside the main thread, where Python delivers no signals, it does nothing.
-    The former handlers come back at the end.
+    A second Ctrl-C interrupts at once. Outside the main thread, where Python delivers no signals, it does
+    nothing. The former handlers come back at the end.
 
     Example:
         >>> with StopSignal() as stop:

@@ -114,7 +114,7 @@ def fit_svi(
     num_steps: int = 2000,
     seed: int = 0,
     optimizer: Any = "adam",
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.03,
     decay: float = 0.01,
     clip: float | str | None = "auto",
     num_particles: int = 1,
@@ -143,7 +143,9 @@ def fit_svi(
         decay: in the second half the rate falls exponentially to this fraction of itself.
         clip: bound on the norm of the gradient; "auto" is ten times the median of the last hundred; None is none.
         num_particles: draws of the guide for each step.
-        vectorize_particles: all particles in one run of the model, by a batch dimension on the left.
+        vectorize_particles: all particles in one run of the model, by a batch dimension on the left, which the
+            model must allow. Eight particles then cost little more than one where solves are batched, and
+            guides with correlations need them.
         elbo: Pyro's loss, instead of ``Trace_ELBO``; brings its own particles.
         max_skips: so many skipped updates one after another end the run.
         start_at: where an AutoGuide that was given no start of its own begins: ``"auto"`` is the best of some
@@ -171,12 +173,16 @@ def fit_svi(
         >>> round(fit.posterior(1000)["mu"].mean().item(), 1)  # exactly 9 / (9 + 1)
         0.9
     """
-    elbo = elbo or Trace_ELBO(num_particles=num_particles, vectorize_particles=vectorize_particles)
     start, losses = time.perf_counter(), []
     attrs: dict[str, Any] = {"inference": "svi", "seed": seed, "num_steps": num_steps}
     state: dict[str, Any] = {"params": {}, "constraints": {}}
     with seeded(seed), pyro.get_param_store().scope(state), _quiet():
-        inspect_model(model, *args, **kwargs)
+        sites = inspect_model(model, *args, **kwargs)
+        elbo = elbo or Trace_ELBO(
+            num_particles=num_particles,
+            vectorize_particles=vectorize_particles,
+            max_plate_nesting=max((-plate.dim for site in sites.values() for plate in site.plates), default=0),
+        )
         guide = place_guide(guide, model, args, kwargs, seed, start_at)
         with pyro.validation_enabled(False):
             _check_guide(model, guide, args, kwargs)

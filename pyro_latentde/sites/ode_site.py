@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """``lde.ode``: the solution of a differential equation as a named site of a Pyro model."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
-from pyro.nn import PyroModule
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
-from pyro_latentde.errors import ShapeError
+from pyro_latentde.errors import LatentDEError, ShapeError
+from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.settings import requested_times, site_settings
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
-from pyro_latentde.solve.vector_field import BoundField
 
 __all__ = ["ode"]
 
@@ -68,16 +65,16 @@ def ode(
         >>> pyro.poutine.trace(model).get_trace().nodes["z"]["value"].shape
         torch.Size([5, 1])
     """
-    inside = pyro.poutine.runtime.am_i_wrapped()
-    keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": "nan" if inside else "raise"}
-    with ExitStack() as stack:
-        field = _collect_samples(f, stack)
-        solution = odesolve(field, y0, times, params, t0=t0, **keywords)
-        extra = requested_times(name)
-        if extra is not None:
-            start = _start(times, y0) if t0 is None else t0
-            extra[1][name] = _stacked(odesolve(field, y0, extra[0], params, t0=start, **keywords))
-    names = _state_names(name, states, solution)
+    failed = "nan" if pyro.poutine.runtime.am_i_wrapped() else "raise"
+    with _naming(name):
+        keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed}
+        with held_weights(f) as field:
+            solution = odesolve(field, y0, times, params, t0=t0, **keywords)
+            extra = requested_times(name)
+            if extra is not None:
+                start = solution.times[..., 0] if t0 is None else t0
+                extra[1][name] = _stacked(odesolve(field, y0, extra[0], params, t0=start, **keywords))
+        names = _state_names(states, solution)
     value = _stacked(solution)
     n_steps = solution.stats["n_accepted"] + solution.stats["n_rejected"]
     record = {"times": solution.times, "states": names, "status": solution.status, "n_steps": n_steps}
@@ -90,9 +87,14 @@ def ode(
     return solution.shape_of_state.unflatten(value)
 
 
-def _start(times: Any, y0: Any) -> Tensor:
-    like = y0 if isinstance(y0, Tensor) else tree_flatten(y0)[0][0]
-    return torch.as_tensor(times, dtype=like.dtype, device=like.device)[..., 0]
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors say which site they come from."""
+    try:
+        yield
+    except LatentDEError as error:
+        error.args = (f"site {name!r}: {error}",)
+        raise
 
 
 def _stacked(solution: Solution) -> Tensor:
@@ -100,31 +102,12 @@ def _stacked(solution: Solution) -> Tensor:
     return solution.shape_of_state.flatten_trajectory(solution.ys)
 
 
-def _state_names(name: str, states: Sequence[str] | None, solution: Solution) -> tuple[str, ...] | None:
-    size = solution.shape_of_state.size
+def _state_names(states: Sequence[str] | None, solution: Solution) -> tuple[str, ...] | None:
+    shape = solution.shape_of_state
     if states is None:
-        own = solution.shape_of_state.names
-        return own if len(own) == size else None
-    if len(states) != size:
-        raise ShapeError(f"site {name!r}: states names {len(states)} coordinates {tuple(states)}, but the state has {size}.")
+        own = [(n, e.numel()) for n, e in zip(shape.names, shape.events, strict=True)] if shape.names else []
+        return tuple(n if size == 1 else f"{n}[{i}]" for n, size in own for i in range(size)) or None
+    if isinstance(states, str) or len(states) != shape.size:
+        told = repr(states) if isinstance(states, str) else f"{len(states)} names {tuple(states)}"
+        raise ShapeError(f"states expects one name per coordinate, {shape.size} in all; got {told}.")
     return tuple(states)
-
-
-def _collect_samples(f: Callable, stack: ExitStack) -> Callable | BoundField:
-    """Draw the sampled weights of a ``PyroModule`` field once, as sites of the model, and hand them to the solver as parameters."""
-    if not isinstance(f, PyroModule):
-        return f
-    stack.enter_context(f._pyro_context)  # one draw per weight for the whole solve
-    tensors: list[Tensor] = []
-    event_dims: list[int] = []
-    with pyro.poutine.trace() as trace:
-        for module in f.modules():
-            if isinstance(module, PyroModule):
-                for weight in [*module._pyro_samples, *module._pyro_params, *module._parameters]:
-                    getattr(module, weight)
-    for site in trace.trace.nodes.values():
-        if site["type"] == "sample":
-            tensors.append(site["value"])
-            event_dims.append(site["fn"].event_dim)
-    stack.enter_context(pyro.poutine.block(hide_all=True))  # inside the solve the weights are values, not sites
-    return BoundField(f, tuple(tensors), tuple(event_dims))

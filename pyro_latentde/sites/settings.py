@@ -5,6 +5,7 @@ The settings lie on a ``ContextVar`` stack and not on Pyro's handler stack: a me
 ``block(hide_all=True)`` and never be recorded, so settings could not reach a site inside an ELBO.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -46,9 +47,11 @@ def _valid_gradient(name: str) -> None:
 
 
 def _valid_max_steps(count: int) -> None:
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise SolveError(f"max_steps = {count!r}; expected a whole number of at least 1.")
 
+
+_VALID = {"method": _valid_method, "engine": _valid_engine, "gradient": _valid_gradient, "max_steps": _valid_max_steps}
 
 pyro.settings.register("latentde_method", __name__, "latentde_method", _valid_method)
 pyro.settings.register("latentde_engine", __name__, "latentde_engine", _valid_engine)
@@ -65,10 +68,10 @@ def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[N
     Args:
         sites: Names of the sites it holds for; all by default.
         settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
-            :func:`~pyro_latentde.odesolve`.
+            :func:`~pyro_latentde.odesolve`; None stands for the default.
 
     Raises:
-        SolveError: For an unknown keyword.
+        SolveError: For an unknown keyword, method, engine or gradient.
 
     Example:
         >>> import torch, pyro_latentde as lde
@@ -77,9 +80,7 @@ def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[N
         >>> with lde.solver(method="dopri8", rtol=1e-10, sites=["z"]):
         ...     z = model()
     """
-    unknown = set(settings) - set(KEYWORDS)
-    if unknown:
-        raise SolveError(f"solver() does not know {sorted(unknown)}; its keywords are sites, {', '.join(KEYWORDS)}.")
+    _check_keywords("solver", settings)
     names = None if sites is None else frozenset([sites] if isinstance(sites, str) else sites)
     token = _SETTINGS.set((*_SETTINGS.get(), (names, settings)))
     try:
@@ -89,18 +90,29 @@ def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[N
 
 
 def site_settings(name: str, own: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one site: defaults, then its own, then those from outside, outermost first."""
-    merged: dict[str, Any] = {
+    """The settings of one site: defaults, then its own, then those from outside, outermost first; None is the default."""
+    _check_keywords("ode", own)
+    chosen = dict(own)
+    for names, settings in _SETTINGS.get():
+        if names is None or name in names:
+            chosen.update(settings)
+    defaults = {
         "method": latentde_method,
         "engine": latentde_engine,
         "gradient": latentde_gradient,
         "max_steps": latentde_max_steps,
     }
-    merged.update(own)
-    for names, settings in _SETTINGS.get():
-        if names is None or name in names:
-            merged.update(settings)
-    return merged
+    return {**defaults, **{k: v for k, v in chosen.items() if v is not None}}
+
+
+def _check_keywords(caller: str, settings: dict[str, Any]) -> None:
+    for key, value in settings.items():
+        if key not in KEYWORDS:
+            close = difflib.get_close_matches(key, KEYWORDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise SolveError(f"{caller}() has no setting {key!r}; expected one of {', '.join(KEYWORDS)}.{hint}")
+        if value is not None and key in _VALID:
+            _VALID[key](value)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def odesolve(
         ys=state.unflatten(ys.reshape(*batch, *ys.shape[1:])),
         times=first.times,
         status=status,
-        stats={n: counts[:, i].reshape(batch) for i, n in enumerate(("n_accepted", "n_rejected", "n_evals"))},
+        counts=counts.reshape(*batch, 3),
         method=settings.method,
         engine=engine_name,
         reason=reason,

@@ -127,7 +127,8 @@ def pose(
     originals = [*(bound.tensors if bound is not None else ()), *captured]
     extra_ranks = [*(bound.event_dims if bound is not None else ()), *(x.ndim for x in captured)]
     ranks = [1, 1, 0, *info.ranks, *extra_ranks]
-    names = ["y0", "times", "t0", *parameters.names, *(f"captured tensor {i}" for i in range(len(originals)))]
+    seen = [*(bound.names if bound is not None else ()), *(f"captured tensor {i}" for i in range(len(captured)))]
+    names = ["y0", "times", "t0", *parameters.names, *seen]
     sides = _sides(times, start, t0 is not None)
     return [
         _lay_out(f, info, [y0, side, start, *parameters.leaves, *originals], ranks, names, originals, times, order, ok)
@@ -136,7 +137,8 @@ def pose(
 
 
 def _as_times(name: str, value: Any, y0: Tensor) -> Tensor:
-    value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
+    if not isinstance(value, Tensor) or value.dtype != y0.dtype or value.device != y0.device:
+        value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
     seen = peek(value)
     if seen is not None and not np.isfinite(seen).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
@@ -177,6 +179,9 @@ def _lay_out(
 
 
 def _broadcast(shapes: Sequence[torch.Size], names: Sequence[str], full: Sequence[tuple] | None = None) -> torch.Size:
+    distinct = {s for s in shapes if s}
+    if len(distinct) < 2:  # torch.broadcast_shapes costs more than a small solve
+        return distinct.pop() if distinct else torch.Size()
     try:
         return torch.broadcast_shapes(*shapes)
     except RuntimeError:
@@ -206,6 +211,8 @@ def _sides(times: Tensor, start: Tensor, given: bool) -> list[Side]:
     seen, t0 = peek(times), peek(start)
     if seen is None or t0 is None:
         return [(times, None, False)]
+    if not given and seen.ndim == 1 and ((steps := seen[1:] - seen[:-1]) >= 0).all():
+        return [(times, None, True)]  # the ordinary case, in few operations
     after = seen - np.asarray(t0)[..., None]
     steps = np.diff(seen, axis=-1)
     rising, falling = (steps >= 0).all(-1), (steps <= 0).all(-1)

@@ -188,5 +188,8 @@ def apply(function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: 
     """
     if torch._C._are_functorch_transforms_active():
         return _Apply.apply(function, rows, shared, *tensors)
+    dual = torch.autograd.forward_ad._current_level >= 0
+    if not dual and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return tuple(_run(function, rows, shared, tensors))
     # Function.apply inspects the signature of forward at every call, which takes as long as a small solve
     return super(torch.autograd.Function, _Apply).apply(function, rows, shared, *tensors)

@@ -47,7 +47,7 @@ class Solution:
             where a row failed.
         times: Output times in the order given, ``(T,)`` or ``(*batch, T)``, in the user's unit of time.
         status: :class:`Status` of every row, ``(*batch,)`` int64.
-        stats: ``n_accepted``, ``n_rejected``, ``n_evals`` of every row, ``(*batch,)`` int64.
+        counts: Accepted steps, rejected steps and evaluations of every row, ``(*batch, 3)`` int64; see ``stats``.
         method: Name of the method.
         engine: ``"fused"``, ``"torch"`` or ``"torchdiffeq"``.
         reason: Why this engine.
@@ -63,7 +63,7 @@ class Solution:
     ys: Any
     times: Tensor
     status: Tensor
-    stats: dict[str, Tensor]
+    counts: Tensor
     method: str
     engine: str
     reason: str
@@ -75,6 +75,11 @@ class Solution:
     def ok(self) -> Tensor:
         """Which rows were solved, ``(*batch,)`` bool."""
         return (self.status == Status.OK) | (self.status == Status.NON_FINITE_GRADIENT)
+
+    @property
+    def stats(self) -> dict[str, Tensor]:
+        """``n_accepted``, ``n_rejected``, ``n_evals`` of every row, ``(*batch,)`` int64."""
+        return dict(zip(("n_accepted", "n_rejected", "n_evals"), self.counts.unbind(-1), strict=True))
 
     @property
     def steps(self) -> Tensor:

@@ -8,26 +8,26 @@ solves later), or the rows were rearranged by a transform, the gradient solves a
 import itertools
 import os
 import threading
-import weakref
 from collections import OrderedDict
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["HasSteps", "keep_steps", "find_steps", "tie_to"]
+__all__ = ["HasSteps", "find_steps", "keep_steps", "tie_to"]
 
 
 class HasSteps(Protocol):
     """Steps of a solve, of any engine."""
 
     nbytes: int
+    rows: int
 
 
 _BUDGET = 1 << 30
 _ALWAYS = 8  # newest solves kept whatever their size
 _numbers = itertools.count(1)
-_lock = threading.Lock()
+_lock = threading.RLock()  # a garbage collection inside the lock may forget steps
 _store: "OrderedDict[int, HasSteps]" = OrderedDict()
 _used = 0
 
@@ -47,15 +47,28 @@ def keep_steps(steps: HasSteps, rows: int, device: torch.device) -> Tensor:
 
 def find_steps(tokens: Tensor) -> HasSteps | None:
     """The steps of exactly these rows in this order, if they are still there."""
-    if tokens.numel() == 0:
+    values = tokens.cpu().numpy()
+    if values.size == 0:
         return None
-    first, last = int(tokens[0]), int(tokens[-1])
+    first = int(values[0])
     with _lock:
         steps = _store.get(first >> 32)
-    in_order = first & 0xFFFFFFFF == 0 and last - first + 1 == tokens.numel()
-    if steps is None or not in_order or not bool((tokens.diff() == 1).all()):
+    if steps is None or first & 0xFFFFFFFF or steps.rows != values.size:
         return None
-    return steps
+    return steps if values.size == 1 or bool((values[1:] - values[:-1] == 1).all()) else None
+
+
+class _Tie:
+    """Forgets the steps of one solve when it is gone."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        global _used
+        with _lock:
+            steps = _store.pop(self.number, None)
+            _used -= steps.nbytes if steps is not None else 0
 
 
 def tie_to(owner: Any, tokens: Tensor) -> None:
@@ -65,19 +78,12 @@ def tie_to(owner: Any, tokens: Tensor) -> None:
     """
     transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
     if tokens.numel() and not transformed:
-        weakref.finalize(owner, _forget, int(tokens[0]) >> 32)
-
-
-def _forget(number: int) -> None:
-    global _used
-    with _lock:
-        steps = _store.pop(number, None)
-        _used -= steps.nbytes if steps is not None else 0
+        owner.steps_tie = _Tie(int(tokens[0]) >> 32)
 
 
 def _fresh_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 

@@ -130,7 +130,7 @@ def _solve_given(
     if not method.fsal:
         n_evals = n_evals + (trials - 1).clamp(min=0)
     if method.dense_c:
-        inside = torch.where(plan.at_end | (plan.step >= last_good[:, None]), -1, plan.step)
+        inside = torch.where(at_start | plan.at_end | (plan.step >= last_good[:, None]), -1, plan.step)
         n_evals = n_evals + len(method.dense_c) * _distinct(inside)
     kept = torch.where(torch.arange(steps.shape[1], device=steps.device) < last_good[:, None], steps, 0.0)
     return RowSolution(ys, status, last_good, rejected, n_evals, kept[:, : _longest(last_good)])

@@ -31,6 +31,10 @@ class TorchSteps:
     def nbytes(self) -> int:
         return self.h.numel() * self.h.element_size()
 
+    @property
+    def rows(self) -> int:
+        return self.h.shape[0]
+
 
 def solve_outputs(rows: int, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Empty outputs of a solve: ys, status, counts, tokens."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, tree_unflatten
 
-from pyro_latentde.errors import GradientPathError, ShapeError
+from pyro_latentde.errors import GradientPathError, ShapeError, SolveError
 from pyro_latentde.solve.field_key import Walk, walk_field
 from pyro_latentde.solve.lift import Lift, in_fresh_thread, is_wrapped, stand_in
 
@@ -33,11 +33,13 @@ class BoundField:
         f: The field, ``f(t, y, p)``.
         tensors: Tensors it reads, by identity.
         event_dims: Number of trailing dimensions of each that belong to one row; the rest is batch.
+        names: What each is called in messages.
     """
 
     f: Callable
     tensors: tuple[Tensor, ...]
     event_dims: tuple[int, ...]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,7 @@ def _explain(row: _Row, leaves: Sequence[Tensor], misses: list, state: StateShap
     hint = ""
     if in_fresh_thread(exchange):
         hint = " With the first two arguments exchanged it does: a field is called as f(t, y, p), time first."
-    if isinstance(best, GradientPathError):
+    if isinstance(best, (GradientPathError, SolveError)):
         return best
     if isinstance(best, ShapeError) and not hint:
         return best

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,9 +64,9 @@ class _Pool:
 
     def map(self, task: Callable[[int, int], Any], rows: int) -> list[Any]:
         """``task(lo, hi)`` over blocks of whole chunks; results in order of rows."""
-        blocks = min(-(-rows // CHUNK), 4 * self.threads)
-        if rows < SERIAL or self.threads == 1 or blocks < 2:
+        if rows < SERIAL or self.threads == 1:
             return [task(0, rows)]
+        blocks = min(-(-rows // CHUNK), 4 * self.threads)
         size = -(-rows // (blocks * CHUNK)) * CHUNK
         bounds = [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
         with self.lock:
@@ -99,6 +99,10 @@ class Steps:
     spans: np.ndarray
     status: np.ndarray
     states: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.status)
 
     @property
     def nbytes(self) -> int:
@@ -139,8 +143,38 @@ class Arrays:
     t0: np.ndarray
     t0_stride: int
     p: np.ndarray
+    layout: "Layout"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parameters lie in their buffer, and their gradients in theirs.
+
+    The gradient buffer begins like the parameter buffer; the gradient of a shared parameter lies behind it, one block per chunk of
+    rows, of which the first receives the sum.
+    """
+
     offsets: np.ndarray
     strides: np.ndarray
+    places: np.ndarray
+    chunk_strides: np.ndarray
+    size: int
+    shared_size: int
+    columns: tuple[list[int], ...]  # offset, length, row stride, place of the gradient
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(rows: int, sizes: tuple[int, ...], shared: tuple[bool, ...]) -> "Layout":
+        """``sizes``: entries of each parameter with all its rows."""
+        offsets = [sum(sizes[:k]) for k in range(len(sizes))]
+        strides = [0 if one else size // max(rows, 1) for size, one in zip(sizes, shared, strict=True)]
+        size, behind, places = sum(sizes), 0, []
+        for offset, length, one in zip(offsets, sizes, shared, strict=True):
+            places.append(size + behind if one else offset)
+            behind += length if one else 0
+        chunk_strides = [behind if one else 0 for one in shared]
+        arrays = (np.array(x, dtype=np.int64) for x in (offsets, strides, places, chunk_strides))
+        return Layout(*arrays, size, behind, (offsets, list(sizes), strides, places))
 
 
 @dataclass
@@ -210,8 +244,8 @@ class CpuKernel:
             while row < hi:
                 records = np.empty(((hi - row) * room if keep else 1) * width)
                 end, _ = kernel(
-                    row, hi, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, a.p, a.offsets,
-                    a.strides, ys.reshape(-1), status, counts.reshape(-1), rtol, atol, max_steps, mode, step_size or 0.0,
+                    row, hi, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, a.p, a.layout.offsets,
+                    a.layout.strides, ys.reshape(-1), status, counts.reshape(-1), rtol, atol, max_steps, mode, step_size or 0.0,
                     plan.reshape(-1), plan.shape[1], keep, records, 0, spans, w, o,
                 )  # fmt: skip
                 if keep:
@@ -229,15 +263,9 @@ class CpuKernel:
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Cotangents of y0 (R, D), times (R, T), t0 (R,), and the parameter buffer: per row, then shared (summed)."""
         kernel, size = self._adjoint
-        shared = a.strides == 0
-        lengths = np.diff(np.append(a.offsets, a.p.size)) if self.leaves else np.zeros(0, dtype=np.int64)
-        total_shared = int(lengths[shared].sum()) if self.leaves else 0
+        at = a.layout
         chunks = -(-a.rows // CHUNK)
-        # gradient buffer: the layout of p for per-row parameters, then one block of shared sums per chunk of rows
-        go = a.offsets.copy()
-        go[shared] = a.p.size + np.cumsum(lengths[shared]) - lengths[shared]
-        gc = np.where(shared, total_shared, 0)
-        g = np.zeros(a.p.size + chunks * total_shared)
+        g = np.zeros(at.size + chunks * at.shared_size)
         y0_bar, ts_bar, t0_bar = np.zeros((a.rows, self.states)), np.zeros((a.rows, a.points)), np.zeros(a.rows)
         gy = np.ascontiguousarray(gy).reshape(-1)
 
@@ -246,19 +274,18 @@ class CpuKernel:
             for first, last, records in steps.blocks:
                 row = max(lo, first)
                 while row < min(hi, last):
-                    end = min(hi, last, (row // CHUNK + 1) * CHUNK) if total_shared else min(hi, last)
+                    end = min(hi, last, (row // CHUNK + 1) * CHUNK) if at.shared_size else min(hi, last)
                     kernel(
-                        row, end, row // CHUNK, a.points, a.times, a.times_stride, a.p, a.offsets, a.strides, gy,
-                        steps.status, records, steps.spans, y0_bar.reshape(-1), ts_bar.reshape(-1), t0_bar, g, go, a.strides,
-                        gc, w, o, q,
+                        row, end, row // CHUNK, a.points, a.times, a.times_stride, a.p, at.offsets, at.strides, gy,
+                        steps.status, records, steps.spans, y0_bar.reshape(-1), ts_bar.reshape(-1), t0_bar, g, at.places, at.strides,
+                        at.chunk_strides, w, o, q,
                     )  # fmt: skip
                     row = end
 
         _POOL.map(task, a.rows)
-        if total_shared:
-            sums = g[a.p.size :].reshape(chunks, total_shared)
-            g[a.p.size : a.p.size + total_shared] = sums.sum(0)
-        return y0_bar, ts_bar, t0_bar, g[: a.p.size + total_shared]
+        if at.shared_size:
+            g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
+        return y0_bar, ts_bar, t0_bar, g[: at.size + at.shared_size]
 
     def tangent(
         self,
@@ -268,8 +295,7 @@ class CpuKernel:
         times_dot: np.ndarray,
         t0_dot: np.ndarray,
         p_dot: np.ndarray,
-        p_dot_offsets: np.ndarray,
-        p_dot_strides: np.ndarray,
+        p_dot_layout: Layout,
     ) -> np.ndarray:
         """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
         kernel, size = self._tangent
@@ -281,8 +307,8 @@ class CpuKernel:
             for first, last, records in steps.blocks:
                 if max(lo, first) < min(hi, last):
                     kernel(
-                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, a.p, a.offsets, a.strides,
-                        p_dot, p_dot_offsets, p_dot_strides, steps.status, records, steps.spans, *flat, out.reshape(-1),
+                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, a.p, a.layout.offsets, a.layout.strides,
+                        p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, steps.spans, *flat, out.reshape(-1),
                         w, o, od,
                     )  # fmt: skip
 

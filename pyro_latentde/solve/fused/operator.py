@@ -5,6 +5,7 @@ Inputs, in this order: y0 ``(D,)``, times ``(T,)``, t0 ``()``, then every parame
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.fused.cpu import Arrays, CpuKernel, Record, Steps
+from pyro_latentde.solve.fused.cpu import Arrays, CpuKernel, Layout, Record, Steps
 from pyro_latentde.solve.fused.graph_torch import graph_field
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
@@ -43,12 +44,14 @@ class Settings:
 def _flat(t: Tensor) -> np.ndarray:
     """The values of a CPU tensor as a flat float64 array, without a copy where that is what it is."""
     array = t.detach().numpy()
-    return np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
+    if array.dtype != np.float64 or not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array, dtype=np.float64)
+    return array.reshape(-1)
 
 
 def _arrays(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> Arrays:
-    y0, times, t0, *leaves = tensors
-    p, offsets, strides = _buffer(leaves, shared[3:])
+    y0, times, t0 = tensors[:3]
+    p, layout = _buffer(rows, tensors[3:], shared[3:])
     return Arrays(
         rows,
         _flat(y0),
@@ -59,19 +62,19 @@ def _arrays(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> Arr
         _flat(t0),
         0 if shared[2] else 1,
         p,
-        offsets,
-        strides,
+        layout,
     )
 
 
-def _buffer(leaves: Sequence[Tensor], shared: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parameters end to end; where each begins; how far its rows are apart."""
+def _buffer(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> tuple[np.ndarray, Layout]:
+    """Parameters end to end, and where each lies."""
+    # what one row has to itself is not shared with anybody, and saves the sum over rows
+    layout = Layout.of(rows, tuple(x.numel() for x in leaves), tuple(shared) if rows != 1 else (False,) * len(leaves))
     parts = [_flat(x) for x in leaves]
-    sizes = [part.size for part in parts]
-    strides = [0 if one else int(np.prod(x.shape[1:])) for x, one in zip(leaves, shared, strict=True)]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1] if sizes else []
-    p = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else np.zeros(0)
-    return p, np.asarray(offsets, dtype=np.int64), np.asarray(strides, dtype=np.int64)
+    return (np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else _EMPTY), layout
+
+
+_EMPTY = np.zeros(0)
 
 
 class FusedSolve(RowFunction):
@@ -101,7 +104,8 @@ class FusedSolve(RowFunction):
             if record.steps is None
             else keep_steps(record.steps, rows, y0.device)
         )
-        ys = torch.from_numpy(record.ys).to(y0.dtype)
+        ys = torch.from_numpy(record.ys)
+        ys = ys if y0.dtype == torch.float64 else ys.to(y0.dtype)
         return [ys, torch.from_numpy(record.status), torch.from_numpy(record.counts), tokens]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -164,7 +168,7 @@ class _FusedVJP(RowFunction):
             bars = _contract_sensitivities(self.solve.kernel, a, steps, gy)
         else:
             bars = self.solve.kernel.adjoint(a, steps, gy)
-        if not np.isfinite(bars[-1]).all() or not all(np.isfinite(b).all() for b in bars):
+        if not math.isfinite(sum(float(np.add.reduce(b, axis=None)) for b in bars)):
             bars = _without_bad_rows(self.solve.kernel, a, steps, gy, bars)
         return _gradients(rows, shared, inputs[:-1], a, bars)
 
@@ -195,8 +199,8 @@ class _FusedJVP(RowFunction):
             np.broadcast_to(_flat(d).reshape(d.shape if one else (rows, *d.shape[1:])), (rows, *d.shape[0 if one else 1 :]))
             for d, one in zip(moves[:3], shared[n + 1 : n + 4], strict=True)
         )
-        p_dot, offsets, strides = _buffer(moves[3:], shared[n + 4 :])
-        out = self.solve.kernel.tangent(a, steps, y0_dot, times_dot, t0_dot, p_dot, offsets, strides)
+        p_dot, layout = _buffer(rows, moves[3:], shared[n + 4 :])
+        out = self.solve.kernel.tangent(a, steps, y0_dot, times_dot, t0_dot, p_dot, layout)
         return [torch.from_numpy(out).to(tensors[0].dtype)]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -223,28 +227,25 @@ def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.n
     def sensitivity(which: int, index: tuple) -> np.ndarray:
         moves = [z.copy() if i == which else z for i, z in enumerate(zeros)]
         moves[which][index] = 1.0
-        return kernel.tangent(a, steps, *moves, a.offsets, a.strides)
+        return kernel.tangent(a, steps, *moves, a.layout)
 
     for i in range(d):
         y0_bar[:, i] = (seed * sensitivity(0, (slice(None), i))).sum((1, 2))
     ts_bar[:] = (seed * sensitivity(1, (slice(None),))).sum(2)  # an output depends on its own time alone
     t0_bar[:] = (seed * sensitivity(2, (slice(None),))).sum((1, 2))
-    shared = a.strides == 0
-    sizes = np.diff(np.append(a.offsets, a.p.size))
-    g = np.zeros(a.p.size)
-    for k, (offset, stride) in enumerate(zip(a.offsets, a.strides, strict=True)):
-        for j in range(sizes[k] if shared[k] else stride):
-            index = slice(offset + j, offset + sizes[k], stride or None) if not shared[k] else offset + j
+    g = np.zeros(a.layout.size + a.layout.shared_size)
+    for offset, length, stride, place in zip(*a.layout.columns, strict=True):
+        for j in range(stride or length):
+            index = slice(offset + j, offset + length, stride) if stride else slice(offset + j, offset + j + 1)
             per_row = (seed * sensitivity(3, (index,))).sum((1, 2))
-            g[index] = per_row.sum() if shared[k] else per_row
-    shared_part = [g[o : o + s] for o, s, one in zip(a.offsets, sizes, shared, strict=True) if one]
-    return y0_bar, ts_bar, t0_bar, np.concatenate([g, *shared_part])
+            g[place + j : place + length if stride else place + j + 1 : stride or 1] = per_row if stride else per_row.sum()
+    return y0_bar, ts_bar, t0_bar, g
 
 
 def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray, bars: Bars) -> Bars:
     """Rows whose cotangent overflows although what came in is finite count as failed: zero gradient, a status, a message."""
     per_row = [bars[0], bars[1], bars[2][:, None]]
-    for offset, stride in zip(a.offsets, a.strides, strict=True):
+    for offset, _, stride, _ in zip(*a.layout.columns, strict=True):
         if stride:
             per_row.append(bars[3][offset : offset + a.rows * stride].reshape(a.rows, stride))
     bad = ~np.all([np.isfinite(x).all(1) for x in per_row], axis=0)
@@ -271,10 +272,9 @@ def _row(a: Arrays, r: int) -> Arrays:
     def part(x: np.ndarray, stride: int, size: int) -> np.ndarray:
         return x[r * stride : r * stride + size] if stride else x
 
-    sizes = np.diff(np.append(a.offsets, a.p.size))
-    pieces = [part(a.p[o : o + n], s, s) for o, n, s in zip(a.offsets, sizes, a.strides, strict=True)]
-    offsets = np.concatenate([[0], np.cumsum([x.size for x in pieces])])[:-1].astype(np.int64) if pieces else a.offsets
-    p = np.concatenate(pieces) if pieces else a.p
+    columns = list(zip(*a.layout.columns, strict=True))
+    pieces = [part(a.p[offset : offset + length], stride, stride) for offset, length, stride, _ in columns]
+    layout = Layout.of(1, tuple(x.size for x in pieces), (False,) * len(pieces))
     return Arrays(
         1,
         part(a.y0, a.y0_stride, a.y0_stride),
@@ -284,9 +284,8 @@ def _row(a: Arrays, r: int) -> Arrays:
         a.points,
         part(a.t0, a.t0_stride, 1),
         a.t0_stride,
-        np.ascontiguousarray(p),
-        offsets,
-        a.strides,
+        np.concatenate(pieces) if pieces else _EMPTY,
+        layout,
     )
 
 
@@ -299,16 +298,10 @@ def _gradients(
     rows: int, shared: tuple[bool, ...], inputs: Sequence[Tensor], a: Arrays, bars: Bars
 ) -> list[Tensor]:
     """Cut the gradient buffer into tensors shaped like the inputs."""
-    pieces = [b.sum(0) if one else b for b, one in zip(bars[:3], shared[:3], strict=True)]
-    after = a.p.size
-    for k, leaf in enumerate(inputs[3:]):
-        size = leaf.numel()
-        if shared[3 + k]:
-            pieces.append(bars[3][after : after + size])
-            after += size
-        else:
-            pieces.append(bars[3][a.offsets[k] : a.offsets[k] + size])
-    return [
-        torch.from_numpy(np.ascontiguousarray(piece)).reshape(tensor.shape).to(tensor.dtype)
-        for piece, tensor in zip(pieces, inputs, strict=True)
-    ]
+    pieces = [b.sum(0) if one and rows != 1 else b for b, one in zip(bars[:3], shared[:3], strict=True)]
+    pieces += [bars[3][place : place + length] for _, length, _, place in zip(*a.layout.columns, strict=True)]
+    out = []
+    for piece, tensor in zip(pieces, inputs, strict=True):
+        bar = torch.from_numpy(piece.reshape(tensor.shape))
+        out.append(bar if tensor.dtype == torch.float64 else bar.to(tensor.dtype))
+    return out

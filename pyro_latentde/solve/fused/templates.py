@@ -89,7 +89,10 @@ def explicit_forward(method: Method, d: int, leaves: int) -> str:
     main = len(method.c)
     stages = "\n".join(_stage(method, at, d, s, False) for s in range(1, main))
     dense = "\n".join(_stage(method, at, d, s, False) for s in range(main, at.stages))
-    dense = f"if mode == 2 or (j < T and sign * ts[tt + j] < sign * t_new):\n    {_indent(dense, 1)}" if dense else ""
+    if dense:
+        inside = "j < T and sign * ts[tt + j] < sign * t_new - rounding"
+        beyond = "mode == 2 and last and abs(ts[tt + T - 1] - t_new) > rounding"
+        dense = f"if {inside} or {beyond}:\n    {_indent(dense, 1)}\n    evals += {len(method.dense_c)}"
     weights = "\n".join(_interpolant(method, "b"))
     k = method.error_order or 1
     return f'''
@@ -120,34 +123,46 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
         if not fine:
             code = 3
         j = 0
+        while j < T and ts[tt + j] == start:  # whatever comes, the state at t0 is known
+            for i in range({d}):
+                ys[(r * T + j) * {d} + i] = w[{at.y} + i]
+            j += 1
         planned = 0
+        finish = t_end
+        rounding = 0.0
         h = 0.0
         if mode == 1:
-            planned = max(1, int(math.ceil(abs(span) / step * (1.0 - 1e-12))))
-            h = span / planned
+            planned = int(math.ceil(abs(span) / step * (1.0 - 1e-12)))
+            h = span / max(1, planned)
         elif mode == 2:
+            offset = 0.0
             while planned < hss and hs[r * hss + planned] != 0.0:
+                offset += hs[r * hss + planned]
                 planned += 1
+            finish = start + offset
+            offset = 0.0
             if planned > 0:
                 sign = 1.0 if hs[r * hss] > 0.0 else -1.0
         elif span != 0.0 and code == 0:
             h = sign * {_first_step(at, d, k)}
             evals += 1
-        if span == 0.0 and mode != 2 or mode == 2 and planned == 0:
-            if code == 0:
-                while j < T:
-                    for i in range({d}):
-                        ys[(r * T + j) * {d} + i] = w[{at.y} + i]
-                    j += 1
+        last = planned == 0 if mode == 2 else span == 0.0
+        if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
+            if (pos + 1) * {d + 2} > buf.size:
+                return r, row_pos
+            buf[pos * {d + 2}] = t
+            buf[pos * {d + 2} + 1] = 0.0
+            for i in range({d}):
+                buf[pos * {d + 2} + 2 + i] = w[{at.y} + i]
+            pos += 1
         before = 1.0
         retry = False
         unfinished = False
         fresh = True
-        while code == 0 and j < T:
-            if accepted + rejected >= max_steps:
+        while code == 0 and not last:
+            if mode != 2 and accepted + rejected >= max_steps:
                 code = 1
                 break
-            last = False
             if mode == 0:
                 remaining = t_end - t
                 if abs(h) >= abs(remaining):
@@ -160,13 +175,16 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                     break
             else:
                 last = accepted == planned - 1
-                if mode == 2:
-                    h = hs[r * hss + accepted]
-            t_new = t + h
-            if mode == 1:
-                t_new = start + (accepted + 1) * h
-            if last and mode != 2:
-                t_new = t_end
+            if mode == 0:
+                t_new = t_end if last else t + h
+            elif mode == 1:
+                t_new = t_end if last else start + (accepted + 1) * h
+            else:
+                h = hs[r * hss + accepted]
+                offset += h
+                t_new = start + offset
+                if last:  # sums of steps miss the last output time by rounding
+                    rounding = (hss + 4) * 2.220446049250313e-16 * max(abs(start), abs(t_end))
             if not fresh:
                 field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
                 evals += 1
@@ -176,7 +194,8 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
             total = 0.0
             for i in range({d}):
                 w[{at.y_new} + i] = w[{at.y} + i] + h * ({_combine(method.b, str(at.k), d)})
-                total += w[{at.y_new} + i]
+                total += abs(w[{at.y_new} + i])
+            {_indent(_last_stage(method, at, d), 3)}
             error = 0.0
             {_indent(_error_norm(method, at, d), 3)}
             fine = math.isfinite(error) and math.isfinite(total)
@@ -188,8 +207,10 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                     shrink = max(0.2, 0.9 * error ** (-{1.0 / k!r}))
                 h = h * shrink
                 retry = True
+                last = False
                 continue
             if not fine:
+                rejected += 1
                 code = 3
                 break
             if keep:
@@ -203,7 +224,11 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                 pos += 1
             {_indent(dense, 3)}
             while j < T and (sign * ts[tt + j] <= sign * t_new or last):
-                if ts[tt + j] == t_new:
+                gap = abs(ts[tt + j] - t_new)
+                if mode == 2 and sign * ts[tt + j] > sign * t_new and gap > max(rounding, 1e-4 * abs(h)):
+                    code = 1  # the given steps do not reach; a little beyond they do, for finite differences
+                    break
+                if gap <= rounding:
                     for i in range({d}):
                         ys[(r * T + j) * {d} + i] = w[{at.y_new} + i]
                 else:
@@ -228,6 +253,8 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                 retry = False
                 unfinished = False
                 h = h * factor
+        if j < T and code == 0:  # no steps were given
+            code = 1
         while j < T:
             for i in range({d}):
                 ys[(r * T + j) * {d} + i] = np.nan
@@ -239,6 +266,13 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
         spans[2 * r + 1] = pos
     return hi, pos
 '''
+
+
+def _last_stage(method: Method, at: _Layout, d: int) -> str:
+    """The slope at the end of a step must be finite too where the next step begins with it."""
+    if not method.fsal:
+        return ""
+    return f"for i in range({d}):\n    total += abs(w[{at.k + (len(method.c) - 1) * d} + i])"
 
 
 def _first_step(at: _Layout, d: int, k: int) -> str:
@@ -365,7 +399,7 @@ def adjoint(lo, hi, chunk, T, ts, tss, p, po, ps, gy, status, buf, spans, y0_bar
                     lam = w[{at.lam} + i]
                     {_indent(seed, 5)}
                 for jj in range(first, j + 1):
-                    theta = (ts[tt + jj] - t) / h
+                    theta = (ts[tt + jj] - t) / h if h != 0.0 else 0.0
                     {_indent(weights, 5)}
                     slope = 0.0
                     for i in range({d}):
@@ -375,8 +409,9 @@ def adjoint(lo, hi, chunk, T, ts, tss, p, po, ps, gy, status, buf, spans, y0_bar
                         slope += yb * ({_blend(method, "d", str(at.k), d)})
                     ts_bar[r * T + jj] = slope
                     t_bar -= slope
-                {_indent(back_extra, 4)}
-                {_indent(back, 4)}
+                if h != 0.0:
+                    {_indent(back_extra, 5)}
+                    {_indent(back, 5)}
                 j = first - 1
             while j >= 0:
                 for i in range({d}):
@@ -442,7 +477,7 @@ def tangent(lo, hi, T, ts, tss, p, po, ps, pd, pdo, pds, status, buf, spans, y0_
                 w[{at.y} + i] = buf[n * {d + 2} + 2 + i]
             {_indent(chr(10).join(parts), 3)}
             while j < T and (sign * ts[tt + j] <= sign * t_new or n + 1 == end):
-                theta = (ts[tt + j] - t) / h
+                theta = (ts[tt + j] - t) / h if h != 0.0 else 0.0
                 {_indent(weights, 4)}
                 theta_dot = ts_dot[r * T + j] - t_dot
                 for i in range({d}):

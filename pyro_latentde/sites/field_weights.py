@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of ``PyroModule`` vector fields: each is a site of the model once per solve, and one value throughout the solve."""
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.nn import Module
+
+from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.field_key import walk_field
+from pyro_latentde.solve.vector_field import BoundField
+
+__all__ = ["held_weights"]
+
+
+@contextmanager
+def held_weights(f: Callable) -> Iterator[Callable | BoundField]:
+    """Draw what a field takes from ``PyroModule``s, and hold it while the body solves.
+
+    Args:
+        f: A ``PyroModule``, or a function, method or object that reaches one (``lambda t, y: net(y)``).
+
+    Returns:
+        The field with its weights, to be solved inside the ``with`` block.
+
+    Raises:
+        SolveError: In the body, if the field draws anything else.
+    """
+    modules = [m for seen in walk_field(f).keep if isinstance(seen, Module) for m in _outermost(seen)]
+    wanted = [_names_used(f, m) if m._pyro_context.active and m is not f else None for m in modules]
+    for module in modules:
+        module._pyro_context.__enter__()  # one draw per weight while it is open
+    try:
+        sites = _touched(modules, wanted)
+        # a parameter without constraint is the module's own tensor, which the solver finds by itself
+        bound = {n: s for n, s in sites.items() if s["type"] == "sample" or not s["value"].is_leaf}
+        with _Hold({name: site["value"] for name, site in sites.items()}):
+            if bound:
+                f = BoundField(f, tuple(s["value"] for s in bound.values()), tuple(map(_rank, bound.values())), tuple(bound))
+            yield f
+    finally:
+        for module in reversed(modules):
+            module._pyro_context.__exit__(None, None, None)
+
+
+class _Hold(Messenger):
+    """Inside the solve the weights are values, not sites; and a field must be a function, so nothing else is drawn."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _process_message(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        if name in self.values:
+            msg["value"], msg["done"], msg["stop"] = self.values[name], True, True
+        elif msg["type"] == "sample":
+            raise SolveError(
+                f"the vector field calls pyro.sample({name!r}) while it is solved, but it is evaluated many times and must be a "
+                "function: draw before lde.ode and pass the value in params, or make it a PyroSample of a PyroModule field."
+            )
+
+
+def _outermost(module: Module) -> list[PyroModule]:
+    if isinstance(module, PyroModule):
+        return [module]
+    return [m for child in module.children() for m in _outermost(child)]
+
+
+def _touched(modules: list[PyroModule], wanted: list[set[str] | None]) -> dict[str, dict[str, Any]]:
+    """The sites that reading the weights makes."""
+    if not modules:
+        return {}
+    with pyro.poutine.trace() as trace:
+        for module, names in zip(modules, wanted, strict=True):
+            _touch(module, names)
+    nodes = trace.trace.nodes.items()
+    return {n: s for n, s in nodes if s["type"] in ("sample", "param") and not site_is_subsample(s)}
+
+
+def _touch(module: PyroModule, names: set[str] | None) -> None:
+    """Read every weight below a module (``names`` None), or those of its attributes that are named."""
+    lazy = [n for c in type(module).__mro__ for n, v in vars(c).items() if isinstance(v, (PyroSample, PyroParam))]
+    own = [n for n in module._parameters if not n.endswith("_unconstrained")]
+    for name in dict.fromkeys([*lazy, *module._pyro_samples, *module._pyro_params, *own, *module._modules]):
+        if names is None or name in names:
+            value = getattr(module, name)  # also names the children, and registers the parameters of plain ones
+            if isinstance(value, PyroModule):
+                _touch(value, None)
+
+
+def _rank(site: dict[str, Any]) -> int:
+    """Number of dimensions that belong to one row."""
+    return site["fn"].event_dim if site["type"] == "sample" else site["value"].ndim
+
+
+def _names_used(f: Callable, owner: PyroModule) -> set[str]:
+    """Attribute names in the code of ``f`` and of the methods of ``owner`` that it calls."""
+    names: set[str] = set()
+    todo = [_code(f)]
+    while todo:
+        code = todo.pop()
+        if code is not None:
+            todo.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
+            new = set(code.co_names) - names
+            names |= new
+            todo.extend(_code(getattr(type(owner), name, None)) for name in new)
+    return names
+
+
+def _code(f: Any) -> types.CodeType | None:
+    return getattr(getattr(f, "__func__", getattr(f, "func", f)), "__code__", None)
