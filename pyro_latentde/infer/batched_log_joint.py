@@ -6,8 +6,7 @@ Four engines, each standing on the one before it:
 * ``"loop"``: one row after the other with autograd; for models that cannot be vectorised;
 * ``"eager"``: ``vmap`` over the rows, the model's Python runs at every call;
 * ``"traced"``: the tensor operations of one eager call are recorded and replayed without the model's Python;
-* ``"compiled"``: ``torch.compile`` of that record; a call is cheapest, but compiling takes ten seconds or
-more.
+* ``"compiled"``: ``torch.compile`` of that record; cheapest by call, but compiling takes ten seconds.
 """
 
 import logging

@@ -77,6 +77,7 @@ class LogJoint:
         sites: the latent sites in the order of the model.
         dim: number of unconstrained coordinates ``d``.
         dtype, device: of the flat vector.
+        has_fixed_supports: False if the support of some site depends on other sites.
 
     Raises:
         ShapeError: a likelihood does not fit its data.
@@ -104,7 +105,7 @@ class LogJoint:
         self._by_name = {site.name: site for site in self.sites}
         with pyro.validation_enabled(False):
             check_observed(trace)
-        self._fixed_supports = self._supports_are_fixed(trace)
+        self.has_fixed_supports = self._supports_are_fixed(trace)
 
     def sample_trace(self, seed: int) -> poutine.Trace:
         """Run the model forward once with its own random seed; the global generators keep their state."""
@@ -156,7 +157,7 @@ class LogJoint:
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites for ``u`` ``(*batch, d)``: name -> ``(*batch, *site shape)``."""
         batch = u.shape[:-1]
-        if self._fixed_supports:
+        if self.has_fixed_supports:
             flat = [u[..., s.start : s.stop].reshape(batch + s.flat_shape).to(s.dtype) for s in self.sites]
             return {s.name: s.transform(x).contiguous() for s, x in zip(self.sites, flat, strict=True)}
         rows = [self._values_by_running(row) for row in u.reshape(-1, self.dim)]
@@ -176,10 +177,10 @@ class LogJoint:
                     f"value of latent site {site.name!r}: expected (..., {', '.join(map(str, site.shape))}), "
                     f"got {tuple(value.shape)}."
                 )
-            if batch and not self._fixed_supports:
+            if batch and not self.has_fixed_supports:
                 rows = [{k: torch.as_tensor(v)[i] for k, v in values.items()} for i in range(batch[0])]
                 return torch.stack([self.unconstrain(row) for row in rows])
-            transform = site.transform if self._fixed_supports else self._transform_at(site, values)
+            transform = site.transform if self.has_fixed_supports else self._transform_at(site, values)
             parts.append(transform.inv(value).reshape(*batch, -1).to(self.dtype))
         return torch.cat(parts, dim=-1)
 
@@ -237,8 +238,8 @@ def _latent_sites(trace: poutine.Trace) -> list[LatentSite]:
         if support.is_discrete:
             raise LatentDEError(
                 f"latent site {name!r} is discrete ({type(node['fn']).__name__}); "
-                "NUTS needs continuous sites.\nTry: sum it out by hand in the likelihood, or pyro.infer.MCMC(NUTS(model)) with "
-                'infer={"enumerate": "parallel"}, which sums it out for you.'
+                "NUTS needs continuous sites.\nTry: sum it out by hand in the likelihood, or pyro.infer.MCMC "
+                'and its NUTS with infer={"enumerate": "parallel"}, which sum it out for you.'
             )
         transform, value = biject_to(support), node["value"]
         flat_shape = transform.inv(value).shape

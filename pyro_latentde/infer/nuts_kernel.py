@@ -211,7 +211,7 @@ def _find_step_size(
                 f"NUTS: no step size down to 1e-14 is accepted at log-density {point.lp:.6g}: the "
                 "gradient does not belong to the log-density, or the start sits on an edge of the region "
                 "where the solve works.\n"
-                "Try: another start, a tighter solver tolerance, a check of the gradient by finite differences."
+                "Try: another start, a tighter solver tolerance, checking the gradient by differences."
             )
 
 

@@ -147,7 +147,7 @@ def _advance(
     bar: Progress,
     stop: StopSignal,
 ) -> None:
-    """Answer the chains' wishes until all have ended or a stop is wanted; an ended chain leaves its last row."""
+    """Answer the chains until all have ended or a stop is wanted; ended chains leave their last row."""
     active = list(range(len(chains)))
     for chain in active:
         positions[chain] = next(chains[chain])

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where chains start: a finite log-density and gradient, another place for each chain, not hopelessly far
-out."""
+"""Where chains start: a finite log-density and gradient, elsewhere for each chain, not hopelessly far out."""
 
 from __future__ import annotations
 
@@ -194,6 +193,10 @@ def _given_values(joint: LogJoint, start: Mapping[str, Any], num_chains: int) ->
     if unknown:
         latent = [site.name for site in joint.sites]
         raise LatentDEError(f"start: {unknown} are no latent sites; those are {latent}.")
+    if not joint.has_fixed_supports:
+        raise LatentDEError(
+            "start: values cannot be given for this model: a site's support depends on other sites."
+        )
     given: list[dict[str, Tensor]] = [{} for _ in range(num_chains)]
     for site in joint.sites:
         if site.name not in start:

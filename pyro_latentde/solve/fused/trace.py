@@ -22,6 +22,9 @@ from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread, is_wrap
 
 __all__ = ["Trace", "trace_row"]
 
+_RESHAPE = {"squeeze_", "unsqueeze_", "t_", "transpose_"}  # in place, but they change only how the tensor is looked at
+
+
 class Record(TorchDispatchMode):
     """Repeats every operator on symbolic scalars."""
 
@@ -45,7 +48,8 @@ class Record(TorchDispatchMode):
         name = func._schema.name.split("::")[-1]
         mirror = MIRRORS.get(name)
         if mirror is None and name.endswith("_") and not name.endswith("__"):
-            mirror = _in_place(MIRRORS.get(name[:-1]))
+            plain = MIRRORS.get(name[:-1])
+            mirror = plain if name in _RESHAPE else _in_place(plain)
         if mirror is None:
             if torch.Tag.nondeterministic_seeded in func.tags:
                 raise Untraceable(f"the field calls the random operator {name}: a vector field must be a function")
