@@ -12,14 +12,12 @@ from torchdiffeq import odeint
 
 from pyro_latentde.data import load_lynx_hare
 from pyro_latentde.distributions.truncated_normal import TruncatedNormal
-from pyro_latentde.models.systems import lotka_volterra
 
 __all__ = ["TIMES", "near_posterior", "peer_model", "peer_solve", "rows", "solve"]
 
 TOLERANCE = 1e-6
 METHOD = "dopri5"
 TIMES = torch.arange(21, dtype=torch.float64)
-NAMES = ("alpha", "beta", "gamma", "delta")
 THETA = torch.tensor([0.547, 0.0277, 0.800, 0.0241], dtype=torch.float64)
 START = torch.tensor([34.0, 5.94], dtype=torch.float64)
 
@@ -35,9 +33,12 @@ def solve(theta: Tensor, y0: Tensor, engine: str = "auto") -> Tensor:
     """This package: ``(count, 21, 2)``."""
     import pyro_latentde as lde
 
-    p = {name: theta[:, i] for i, name in enumerate(NAMES)}
+    def field(t: Tensor, y: Tensor, p: Tensor) -> Tensor:
+        (u, v), (a, b, c, d) = y, p
+        return torch.stack([(a - b * v) * u, (-c + d * u) * v])
+
     settings = {"method": METHOD, "rtol": TOLERANCE, "atol": TOLERANCE, "engine": engine}
-    return lde.odesolve(lotka_volterra.vector_field, y0, TIMES, p, **settings).ys
+    return lde.odesolve(field, y0, TIMES, theta, **settings).ys
 
 
 def peer_solve(theta: Tensor, y0: Tensor) -> Tensor:

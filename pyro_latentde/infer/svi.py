@@ -17,8 +17,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match
 from torch import Tensor
 
 from pyro_latentde.errors import InitError, LatentDEError
@@ -27,7 +25,7 @@ from pyro_latentde.infer.stop_signal import StopSignal
 from pyro_latentde.infer.svi_start import place_guide
 from pyro_latentde.infer.svi_steps import Clip, Stepper, make_optimizer
 from pyro_latentde.posterior import Posterior, inspect_model
-from pyro_latentde.posterior.model_sites import seeded
+from pyro_latentde.posterior.model_sites import check_shape, kind_of, seeded
 from pyro_latentde.posterior.pyro_import import draw_latents, from_guide
 
 __all__ = ["Fit", "fit_svi"]
@@ -178,14 +176,14 @@ def fit_svi(
     state: dict[str, Any] = {"params": {}, "constraints": {}}
     with seeded(seed), pyro.get_param_store().scope(state), _quiet():
         sites = inspect_model(model, *args, **kwargs)
-        elbo = elbo or Trace_ELBO(
-            num_particles=num_particles,
-            vectorize_particles=vectorize_particles,
-            max_plate_nesting=max((-plate.dim for site in sites.values() for plate in site.plates), default=0),
-        )
+        if elbo is None:
+            nesting = max((-plate.dim for site in sites.values() for plate in site.plates), default=0)
+            # The particles are a plate of their own, to the left of all others.
+            vectorize = vectorize_particles and num_particles > 1
+            elbo = Trace_ELBO(num_particles, nesting + vectorize, vectorize_particles=vectorize)
         guide = place_guide(guide, model, args, kwargs, seed, start_at)
         with pyro.validation_enabled(False):
-            _check_guide(model, guide, args, kwargs)
+            _check_shapes(elbo, model, guide, args, kwargs)
             make = make_optimizer(optimizer, learning_rate)
             stepper = Stepper(elbo, model, guide, args, kwargs, make, Clip(clip))
             trouble = _run(stepper, losses, num_steps, decay, max_skips, progress, attrs)
@@ -256,22 +254,26 @@ def _trouble(stepper: Stepper, losses: list[float], recent: deque[bool], max_ski
     )
 
 
-def _check_guide(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Compare the sites of model and guide once; values are not looked at, since a solve may fail here."""
-    with torch.no_grad():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    pruned = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-    with warnings.catch_warnings(record=True) as found:
+def _check_shapes(elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Pyro's own checks of sites, plates and shapes in one step; values are left out, since a solve may fail."""
+    with pyro.settings.context(validate_infer=True), torch.no_grad(), warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        check_model_guide_match(*pruned)
+        elbo.loss(model, guide, *args, **kwargs)
     for warning in found:
-        if "vars in guide but not model" in str(warning.message):
-            raise LatentDEError(
-                f"model and guide do not match: {warning.message}. Is a site's name misspelt?"
-            )
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        text = str(warning.message)
+        if "vars in guide but not model" in text:
+            raise LatentDEError(f"model and guide do not match: {text}. Is a site's name misspelt?")
+        if not text.startswith("Encountered"):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if not elbo.vectorize_particles:
+        return
+    # Pyro does not look left of the particles' dimension, where a wrong shape would count the data many times.
+    with torch.no_grad(), pyro.plate("num_particles_vectorized", elbo.num_particles, dim=-elbo.max_plate_nesting):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    for node in (*guide_trace.nodes.values(), *model_trace.nodes.values()):
+        if kind_of(node) is not None:
+            check_shape(node)
 
 
 def _with_params(fn: Callable, state: dict[str, Any]) -> Callable:

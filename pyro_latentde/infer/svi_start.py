@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible, init_to_median, init_to_value
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_latentde.errors import InitError, LatentDEError
+from pyro_latentde.errors import InitError
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.starts import find_starts
 
@@ -48,6 +49,13 @@ def place_guide(
     return guide
 
 
+class _FixedParameters(Messenger):
+    """Parameters of the model at their present values: the search is over latent sites alone."""
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        msg["value"] = msg["value"].detach()
+
+
 def _unused_start(guide: Any) -> InitMessenger | None:
     """The handler by which an AutoGuide will choose its start, if that is still to come and Pyro's default."""
     if not isinstance(guide, AutoGuide) or guide.prototype_trace is not None:
@@ -61,10 +69,10 @@ def _unused_start(guide: Any) -> InitMessenger | None:
 def _search(model: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """Site values of the best start found; none where the log-joint is not one of fixed, continuous sites."""
     try:
-        joint = LogJoint(model, args, kwargs)
+        joint = LogJoint(_FixedParameters()(model), args, kwargs)
         return joint.constrain(torch.as_tensor(find_starts(joint, 1, seed)[0], dtype=joint.dtype))
     except InitError:
         raise
-    except LatentDEError as reason:
+    except Exception as reason:  # such as discrete sites: the guide can do without the search
         _log.info("no search for a start of the guide: %s", reason)
         return {}

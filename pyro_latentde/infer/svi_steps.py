@@ -119,10 +119,9 @@ class Stepper:
                 if bad:
                     return f"non-finite gradient for '{bad[0]}' (loss finite)"
                 continue
-            with torch.no_grad():
-                guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-                model = poutine.replay(self.model, trace=guide_trace)
-                model_trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
+            guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+            model = poutine.replay(self.model, trace=guide_trace)
+            model_trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
             for trace, where in ((model_trace, "model"), (guide_trace, "guide")):
                 reason = _bad_site(trace, where)
                 if reason:
@@ -195,7 +194,7 @@ def _bad_site(trace: poutine.Trace, where: str) -> str | None:
     for name, node in trace.nodes.items():
         if kind_of(node) is None:
             continue
-        value = node["fn"].log_prob(node["value"])
+        value = node["fn"].log_prob(node["value"]).detach()
         if not value.isfinite().all():
             return f"log-density of site '{name}' of the {where} is {float(value[~value.isfinite()].flatten()[0])}"
     return None

@@ -119,6 +119,8 @@ class Labels:
         for site in self.timed:
             if value.ndim == 1 and site.times.ndim == 1 and site.times.shape == value.shape:
                 return _grid_dims(site)[:1]
+            if name == f"{site.name}_times" and value.shape == (*site.batch_shape, site.event_shape[0]):
+                return self._site_dims(site, site.shape, 2)[0][:-1]
         return [f"{name}_dim_{i}" for i in range(value.ndim)]
 
     def _name_coords(self, site: Site) -> None:

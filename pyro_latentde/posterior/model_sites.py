@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
 
-__all__ = ["ModelSites", "Plate", "Site", "inspect_model", "kind_of", "observed_mask", "seeded"]
+__all__ = ["ModelSites", "Plate", "Site", "check_shape", "inspect_model", "kind_of", "observed_mask", "seeded"]
 
 KINDS = ("latent", "observed", "deterministic", "ode", "factor")
 _MAX_TRIES = 20
@@ -139,7 +139,7 @@ def inspect_model(model: Callable, *args: Any, **kwargs: Any) -> ModelSites:
                 trace = poutine.trace(model).get_trace(*args, **kwargs)
                 for node in trace.nodes.values():
                     if kind_of(node) is not None:
-                        _check_shape(node)
+                        check_shape(node)
             break
     sites = ModelSites()
     for name, node in trace.nodes.items():
@@ -189,7 +189,8 @@ def _solve_failed(node: dict[str, Any]) -> bool:
     return kind_of(node) == "ode" and not bool(torch.isfinite(node["value"]).all())
 
 
-def _check_shape(node: dict[str, Any]) -> None:
+def check_shape(node: dict[str, Any]) -> None:
+    """Compare the shape of a node of a trace with its plates; its values are not looked at."""
     fn, value = node["fn"], node["value"]
     batch = value.shape[: value.ndim - fn.event_dim]
     try:

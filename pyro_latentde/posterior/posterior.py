@@ -154,11 +154,11 @@ class Posterior:
 
         return summary_table(self if names is None else self.select(names), probs)
 
-    def to_arviz(self, **options: Any) -> Any:
+    def to_arviz(self, groups: Sequence[str] | None = None, **options: Any) -> Any:
         """``InferenceData`` (ArviZ 0.x) or ``DataTree`` (ArviZ 1.x); options as in :func:`.arviz_export.to_arviz`."""
         from pyro_latentde.posterior.arviz_export import to_arviz
 
-        return to_arviz(self, **options)
+        return to_arviz(self, groups, **options)
 
     def predict(self, times: Tensor | Sequence[float] | None = None, **options: Any) -> Prediction:
         """Trajectories and new observations for the draws; options as in :func:`.prediction.predict`."""

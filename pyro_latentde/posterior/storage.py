@@ -133,7 +133,7 @@ def _write_group(group: h5netcdf.Group, tensors: Mapping[str, Tensor], lead: int
         dims = ["chain", "draw"][:lead]
         site = labels.sites.get(name)
         if site is not None and tuple(value.shape[lead:]) == site.shape:
-            dims += labels.names_of(site)
+            dims += [_key(dim) for dim in labels.names_of(site)]
         else:
             dims += [f"{_key(name)}_dim_{i}" for i in range(value.ndim - lead)]
         for i, (dim, size) in enumerate(zip(dims, array.shape, strict=True)):

@@ -2,8 +2,8 @@
 """Weights of ``PyroModule`` vector fields: each is a site of the model once per solve, and one value throughout the solve."""
 
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -33,21 +33,48 @@ def held_weights(f: Callable) -> Iterator[Callable | BoundField]:
     Raises:
         SolveError: In the body, if the field draws anything else.
     """
-    modules = [m for seen in walk_field(f).keep if isinstance(seen, Module) for m in _outermost(seen)]
+    modules = [m for seen in walk_field(f).keep if isinstance(seen, Module) for m in _roots(seen)]
+    if not modules:
+        with _Hold({}):
+            yield f
+        return
     wanted = [_names_used(f, m) if m._pyro_context.active and m is not f else None for m in modules]
-    for module in modules:
-        module._pyro_context.__enter__()  # one draw per weight while it is open
-    try:
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module._pyro_context)  # one draw per weight while it is open
         sites = _touched(modules, wanted)
+        values = {name: site["value"] for name, site in sites.items()}
         # a parameter without constraint is the module's own tensor, which the solver finds by itself
         bound = {n: s for n, s in sites.items() if s["type"] == "sample" or not s["value"].is_leaf}
-        with _Hold({name: site["value"] for name, site in sites.items()}):
-            if bound:
-                f = BoundField(f, tuple(s["value"] for s in bound.values()), tuple(map(_rank, bound.values())), tuple(bound))
-            yield f
-    finally:
-        for module in reversed(modules):
-            module._pyro_context.__exit__(None, None, None)
+        ranks = tuple(_rank(site) for site in bound.values())
+        held = _holding(f, [m._pyro_context for m in modules], values)
+        yield BoundField(f, tuple(values[n] for n in bound), ranks, tuple(bound), held)
+
+
+def _holding(f: Callable, contexts: Sequence[Any], values: dict[str, Tensor]) -> Callable:
+    """``f`` with the weights that were drawn, whenever it is called."""
+    caches = [dict(context.cache) for context in contexts]
+
+    def held(*args: Any) -> Any:
+        with ExitStack() as stack:
+            for context, cache in zip(contexts, caches, strict=True):
+                stack.enter_context(_remembering(context, cache))
+            stack.enter_context(_Hold(values))
+            return f(*args)
+
+    return held
+
+
+@contextmanager
+def _remembering(context: Any, cache: dict[str, Tensor]) -> Iterator[None]:
+    """A module's context as it was when its weights were drawn."""
+    with context:
+        before = context.cache
+        context.cache = dict(cache)
+        try:
+            yield
+        finally:
+            context.cache = before
 
 
 class _Hold(Messenger):
@@ -61,17 +88,19 @@ class _Hold(Messenger):
         name = msg["name"]
         if name in self.values:
             msg["value"], msg["done"], msg["stop"] = self.values[name], True, True
-        elif msg["type"] == "sample":
+        elif msg["type"] in ("sample", "param"):
             raise SolveError(
-                f"the vector field calls pyro.sample({name!r}) while it is solved, but it is evaluated many times and must be a "
-                "function: draw before lde.ode and pass the value in params, or make it a PyroSample of a PyroModule field."
+                f"the vector field calls pyro.{msg['type']}({name!r}) while it is solved, but it is evaluated many times and must "
+                "be a function: do so before lde.ode and pass the value in params, or declare it in a PyroModule field "
+                "(PyroSample, PyroParam)."
             )
 
 
-def _outermost(module: Module) -> list[PyroModule]:
-    if isinstance(module, PyroModule):
-        return [module]
-    return [m for child in module.children() for m in _outermost(child)]
+def _roots(module: Module) -> list[PyroModule]:
+    """The PyroModules that are not part of another: Pyro does not look for them below a plain module."""
+    plain = [m for m in module.modules() if not isinstance(m, PyroModule)]
+    below = [child for m in plain for child in m.children() if isinstance(child, PyroModule)]
+    return [module, *below] if isinstance(module, PyroModule) else below
 
 
 def _touched(modules: list[PyroModule], wanted: list[set[str] | None]) -> dict[str, dict[str, Any]]:

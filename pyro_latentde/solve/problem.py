@@ -130,6 +130,7 @@ def pose(
     seen = [*(bound.names if bound is not None else ()), *(f"captured tensor {i}" for i in range(len(captured)))]
     names = ["y0", "times", "t0", *parameters.names, *seen]
     sides = _sides(times, start, t0 is not None)
+    f = f if bound is None else bound.held
     return [
         _lay_out(f, info, [y0, side, start, *parameters.leaves, *originals], ranks, names, originals, times, order, ok)
         for side, order, ok in sides
@@ -160,7 +161,7 @@ def _lay_out(
     order: Tensor | None,
     checked: bool,
 ) -> Problem:
-    lead = [x.shape[: x.ndim - r] for x, r in zip(tensors, ranks, strict=True)]
+    lead = [torch.Size(x.shape[: x.ndim - r]) for x, r in zip(tensors, ranks, strict=True)]  # a subclass may give a tuple
     batch = _broadcast(lead, names, [tuple(x.shape) for x in tensors])
     rows = batch.numel()
     out, shared = [], []

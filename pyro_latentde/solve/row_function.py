@@ -110,25 +110,24 @@ class _Apply(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         function, rows, shared, *tensors = inputs
         ctx.function, ctx.rows, ctx.shared, ctx.count = function, rows, shared, len(tensors)
-        ctx.mark_non_differentiable(*(o for i, o in enumerate(output) if i not in function.differentiable))
+        if len(function.differentiable) < len(output):
+            ctx.mark_non_differentiable(*(o for i, o in enumerate(output) if i not in function.differentiable))
         kept = [*tensors, *(output[i] for i in function.saved)]
         ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
-        ctx.shapes = [(output[i].shape, output[i].dtype, output[i].device) for i in range(len(output))]
-        ctx.out_shared = [function.follows[i] is not None and shared[function.follows[i]] for i in range(len(output))]
-        ctx.set_materialize_grads(False)
+        if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+            ctx.save_for_forward(*kept)
+        ctx.set_materialize_grads(len(function.differentiable) > 1)
         function.on_context(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
         function = ctx.function
         kept = ctx.saved_tensors
-        seeds, seed_shared = [], []
-        for i in function.differentiable:
-            shape, dtype, device = ctx.shapes[i]
-            seed = cotangents[i]
-            seeds.append(torch.zeros(shape, dtype=dtype, device=device) if seed is None else seed)
-            seed_shared.append(ctx.out_shared[i])
+        seeds = [cotangents[i] for i in function.differentiable]
+        if seeds == [None]:
+            return (None,) * (3 + ctx.count)
+        sources = [function.follows[i] for i in function.differentiable]
+        seed_shared = [source is not None and ctx.shared[source] for source in sources]
         shared = (*ctx.shared, *(False for _ in function.saved), *seed_shared)
         bars = apply(function.vjp, ctx.rows, shared, *kept, *seeds)
         result: list[Tensor | None] = [None] * ctx.count
@@ -145,7 +144,7 @@ class _Apply(torch.autograd.Function):
         moves = [torch.zeros_like(kept[i]) if d is None else d for i, d in zip(wrt, given, strict=True)]
         shared = (*ctx.shared, *(False for _ in function.saved), *(ctx.shared[i] for i in wrt))
         dots = apply(function.jvp, ctx.rows, shared, *kept, *moves)
-        result: list[Tensor | None] = [None] * len(ctx.shapes)
+        result: list[Tensor | None] = [None] * len(function.follows)
         for i, dot in zip(function.differentiable, dots, strict=True):
             result[i] = dot
         return tuple(result)

@@ -33,9 +33,8 @@ class SolveSettings:
     max_steps: int
     replay: Solution | None
 
-    @classmethod
+    @staticmethod
     def checked(
-        cls,
         method: str | None,
         rtol: float | None,
         atol: float | None,
@@ -46,32 +45,26 @@ class SolveSettings:
         replay: Solution | None,
     ) -> "SolveSettings":
         """Raise :class:`SolveError` for what cannot be."""
-        if replay is not None:
-            method = method or replay.method
-        chosen = get_method(method or "tsit5")
         for name, value in (("rtol", rtol), ("atol", atol), ("step_size", step_size)):
             if isinstance(value, Tensor):
                 raise SolveError(f"{name} is a tensor; expected a number: tolerances and steps are settings, not parameters.")
-            if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name != "step_size"))):
-                raise SolveError(f"{name} = {value}; expected a positive number.")
-        if gradient not in GRADIENTS:
-            raise SolveError(f"unknown gradient {gradient!r}; expected one of {', '.join(GRADIENTS)}.")
-        if on_failure not in ("raise", "nan"):
-            raise SolveError(f'unknown on_failure {on_failure!r}; expected "raise" or "nan".')
-        if max_steps < 1:
-            raise SolveError(f"max_steps = {max_steps}; expected at least 1.")
-        if not chosen.adaptive and step_size is None and replay is None:
-            raise SolveError(
-                f"method {chosen.name!r} has no error estimate: give step_size=, or use tsit5, dopri5, bosh3, dopri8 or heun."
-            )
-        return cls(chosen.name, rtol, atol, step_size, gradient, max_steps, replay)
+        settings = _checked(
+            method or (replay.method if replay is not None else "tsit5"),
+            rtol,
+            atol,
+            step_size,
+            gradient,
+            max_steps,
+            on_failure,
+            replay is not None,
+        )
+        return settings if replay is None else replace(settings, replay=replay)
 
     def for_dtype(self, dtype: torch.dtype) -> "SolveSettings":
         """Fill in the default tolerances; warn where the tolerance is finer than the numbers."""
-        rtol, atol = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
         if self.rtol is not None and self.step_size is None and self.replay is None:
             _warn_resolution(self.rtol, dtype)
-        return replace(self, rtol=rtol if self.rtol is None else self.rtol, atol=atol if self.atol is None else self.atol)
+        return _for_dtype(self, dtype) if self.replay is None else _for_dtype.__wrapped__(self, dtype)
 
     @property
     def control(self) -> dict[str, Any]:
@@ -97,6 +90,44 @@ class SolveSettings:
                 f"replay= is a solution of batch shape {tuple(steps.shape[:-1])}; this problem's is {tuple(problem.batch)}."
             )
         return steps.reshape(problem.rows, -1)
+
+
+@lru_cache(maxsize=256)
+def _checked(
+    method: str,
+    rtol: float | None,
+    atol: float | None,
+    step_size: float | None,
+    gradient: str,
+    max_steps: int,
+    on_failure: str,
+    replayed: bool,
+) -> SolveSettings:
+    chosen = get_method(method)
+    for name, value in (("rtol", rtol), ("atol", atol), ("step_size", step_size)):
+        if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name != "step_size"))):
+            raise SolveError(f"{name} = {value}; expected a positive number.")
+    if gradient not in GRADIENTS:
+        raise SolveError(f"unknown gradient {gradient!r}; expected one of {', '.join(GRADIENTS)}.")
+    if on_failure not in ("raise", "nan"):
+        raise SolveError(f'unknown on_failure {on_failure!r}; expected "raise" or "nan".')
+    if max_steps < 1:
+        raise SolveError(f"max_steps = {max_steps}; expected at least 1.")
+    if not chosen.adaptive and step_size is None and not replayed:
+        raise SolveError(
+            f"method {chosen.name!r} has no error estimate: give step_size=, or use tsit5, dopri5, bosh3, dopri8 or heun."
+        )
+    return SolveSettings(chosen.name, rtol, atol, step_size, gradient, max_steps, None)
+
+
+@lru_cache(maxsize=256)
+def _for_dtype(settings: SolveSettings, dtype: torch.dtype) -> SolveSettings:
+    rtol, atol = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
+    return replace(
+        settings,
+        rtol=rtol if settings.rtol is None else settings.rtol,
+        atol=atol if settings.atol is None else settings.atol,
+    )
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,14 @@ class BoundField:
         tensors: Tensors it reads, by identity.
         event_dims: Number of trailing dimensions of each that belong to one row; the rest is batch.
         names: What each is called in messages.
+        held: Evaluates ``f`` with these tensors, also long after: a gradient may call it.
     """
 
     f: Callable
     tensors: tuple[Tensor, ...]
     event_dims: tuple[int, ...]
     names: tuple[str, ...]
+    held: Callable
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,9 @@ class Parameters:
     @classmethod
     def of(cls, params: Any, y0: Tensor) -> "Parameters":
         """Flatten; floats and float arrays become tensors of the state's dtype, so that a new value needs no new kernel."""
+        ordinary = _ordinary(params)
+        if ordinary is not None:
+            return ordinary
         pairs, spec = tree_flatten_with_path(params)
         names, leaves, fixed = [], [], []
         for i, (name, (_, value)) in enumerate(zip(cls.paths(pairs), pairs, strict=True)):
@@ -143,6 +149,25 @@ class Parameters:
         for i, value in self.fixed:
             values.insert(i, value)
         return tree_unflatten(values, self.spec)
+
+
+def _ordinary(params: Any) -> Parameters | None:
+    """No parameters, one tensor, or a dict of tensors: flattened without walking, which costs more than a small solve."""
+    if params is None:
+        return Parameters((), (), _spec(None), ((0, None),), 1)
+    if isinstance(params, Tensor):
+        return Parameters(("p",), (params,), _spec(True), (), 1) if params.dtype.is_floating_point else None
+    if type(params) is not dict or not all(isinstance(v, Tensor) and v.dtype.is_floating_point for v in params.values()):
+        return None
+    names = tuple(params)
+    if not all(isinstance(n, str) for n in names):
+        return None
+    return Parameters(names, tuple(params.values()), _spec(names), (), len(names))
+
+
+@lru_cache(maxsize=1024)
+def _spec(shape: tuple[str, ...] | bool | None) -> TreeSpec:
+    return tree_flatten(dict.fromkeys(shape, 0) if isinstance(shape, tuple) else shape)[1]
 
 
 @dataclass
@@ -211,7 +236,8 @@ def examine(
     bound_shapes = ()
     if bound is not None:
         bound_shapes = tuple((tuple(x.shape), d) for x, d in zip(bound.tensors, bound.event_dims, strict=True))
-    layout = (state.events, str(state.spec), str(params.spec), shapes, bound_shapes, tuple(sorted(event_dims.items())))
+    told = tuple(sorted(event_dims.items())) if event_dims else ()
+    layout = (state.events, state.names, state.spec, params.names, params.spec, shapes, bound_shapes, told)
     key = (walk.key, layout, tuple(y0.shape[:-1]), y0.dtype, y0.device)
     info = _FIELDS.get(key)
     if info is not None:
@@ -231,6 +257,8 @@ def examine(
 
 def row_of(x: Tensor, rank: int) -> Tensor:
     """One row of ``x``: its first, as a plain tensor. Call it in a fresh thread: a functorch level would wrap the result."""
+    if 0 in x.shape[: x.ndim - rank]:  # a batch of no rows
+        return torch.full(tuple(x.shape[x.ndim - rank :]), 0.5, dtype=x.dtype, device=x.device)
     if is_wrapped(x):
         return stand_in(x)[(0,) * (x.ndim - rank)]
     return stand_in(x[(0,) * (x.ndim - rank)] if x.ndim > rank else x)
@@ -244,7 +272,7 @@ class _Row:
     """One row of a problem on plain tensors, to call the field on; made and used in a fresh thread."""
 
     def __init__(self, f: Callable, info: FieldInfo, state: StateShape, y0: Tensor, t: Tensor, bound: BoundField | None) -> None:
-        self.f, self.info = f, info
+        self.f, self.info = f if bound is None else bound.held, info
         self.y, self.t = row_of(y0, 1), row_of(t, 0)
         pairs = [] if bound is None else zip(bound.tensors, bound.event_dims, strict=True)
         self.bound = {id(x): row_of(x, rank) for x, rank in pairs}

@@ -32,7 +32,7 @@ def model(series):
         pyro.sample("x", dist.Normal(torch.zeros(()).double(), 1.0))
     with pyro.plate("outer", 3, dim=-2):
         pyro.sample("w", dist.Normal(torch.zeros(()).double(), 1.0))
-    z = lde.ode("z", lambda t, y, k: -k * y, z0, series.times[0], k, states=("hare", "lynx"), event_dims={"k": 1})
+    z = lde.ode("z", lambda t, y, p: -p["k"] * y, z0, series.times[0], {"k": k}, states=("hare", "lynx"), event_dims={"k": 1})
     lde.observe("obs", lambda z: dist.Normal(z, 0.1), series, z)
 
 
@@ -104,6 +104,7 @@ def check(data, posterior, series):
     assert attrs["inference_library"] == "pyro_latentde" and attrs["inference"] == "nuts"
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")  # prior draws
 def test_inference_data_of_arviz_0(posterior, series, tmp_path):
     data = posterior.to_arviz(prior=prior(model, series, num_samples=30))
     assert isinstance(data, arviz.InferenceData)

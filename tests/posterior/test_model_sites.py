@@ -17,7 +17,7 @@ def model(times, data, mask):
     pyro.deterministic("half", k / 2)
     with pyro.plate("series", 3, dim=-1):
         y0 = pyro.sample("y0", dist.LogNormal(torch.zeros(2).double(), 1.0).to_event(1))
-        z = lde.ode("z", lambda t, y, k: -k * y, y0, times, k, states=("a", "b"), event_dims={"k": 1})
+        z = lde.ode("z", lambda t, y, p: -p["k"] * y, y0, times, {"k": k}, states=("a", "b"), event_dims={"k": 1})
         with pyro.poutine.mask(mask=mask):
             pyro.sample("obs", dist.Normal(z, 0.1).to_event(2), obs=data)
 

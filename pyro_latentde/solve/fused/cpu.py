@@ -92,13 +92,14 @@ def set_pool_size(threads: int) -> None:
 class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
-    A record is (t, h, y_1 .. y_D) at the beginning of a step.
+    A record is (t, h, y_1 .. y_D) at the beginning of a step. ``inputs`` are those of the solve.
     """
 
     blocks: list[tuple[int, int, np.ndarray]]
     spans: np.ndarray
     status: np.ndarray
     states: int
+    inputs: "Arrays"
 
     @property
     def rows(self) -> int:
@@ -144,6 +145,7 @@ class Arrays:
     t0_stride: int
     p: np.ndarray
     layout: "Layout"
+    shared: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -257,8 +259,8 @@ class CpuKernel:
         if not keep:
             return Record(ys, status, counts, None)
         if a.rows:
-            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * float(counts[:, 0].mean())
-        return Record(ys, status, counts, Steps(blocks, spans, status, self.states))
+            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * int(np.add.reduce(counts[:, 0])) / a.rows
+        return Record(ys, status, counts, Steps(blocks, spans, status, self.states, a))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Cotangents of y0 (R, D), times (R, T), t0 (R,), and the parameter buffer: per row, then shared (summed)."""

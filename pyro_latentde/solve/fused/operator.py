@@ -63,7 +63,13 @@ def _arrays(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> Arr
         0 if shared[2] else 1,
         p,
         layout,
+        tuple(shared),
     )
+
+
+def _arrays_of(steps: Steps, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Arrays:
+    """The inputs of a solve whose steps are known: kept with them, unless a transform shares them otherwise now."""
+    return steps.inputs if steps.inputs.shared == shared else _arrays(rows, shared, tensors)
 
 
 def _buffer(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> tuple[np.ndarray, Layout]:
@@ -162,7 +168,7 @@ class _FusedVJP(RowFunction):
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         *inputs, gys = tensors
         steps = self.solve.steps(rows, shared[:-1], inputs)
-        a = _arrays(rows, shared[:-2], inputs[:-1])
+        a = _arrays_of(steps, rows, shared[:-2], inputs[:-1])
         gy = gys.detach().numpy().astype(np.float64, copy=False)
         if self.solve.settings.sensitivity == "forward":
             bars = _contract_sensitivities(self.solve.kernel, a, steps, gy)
@@ -193,7 +199,7 @@ class _FusedJVP(RowFunction):
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         n = self.n
         steps = self.solve.steps(rows, shared[: n + 1], tensors[: n + 1])
-        a = _arrays(rows, shared[:n], tensors[:n])
+        a = _arrays_of(steps, rows, shared[:n], tensors[:n])
         moves = tensors[n + 1 :]
         y0_dot, times_dot, t0_dot = (
             np.broadcast_to(_flat(d).reshape(d.shape if one else (rows, *d.shape[1:])), (rows, *d.shape[0 if one else 1 :]))
@@ -286,12 +292,13 @@ def _row(a: Arrays, r: int) -> Arrays:
         a.t0_stride,
         np.concatenate(pieces) if pieces else _EMPTY,
         layout,
+        a.shared,
     )
 
 
 def _row_steps(steps: Steps, r: int) -> Steps:
     records = next(records for lo, hi, records in steps.blocks if lo <= r < hi)
-    return Steps([(0, 1, records)], steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1], steps.states)
+    return Steps([(0, 1, records)], steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1], steps.states, steps.inputs)
 
 
 def _gradients(
@@ -302,6 +309,6 @@ def _gradients(
     pieces += [bars[3][place : place + length] for _, length, _, place in zip(*a.layout.columns, strict=True)]
     out = []
     for piece, tensor in zip(pieces, inputs, strict=True):
-        bar = torch.from_numpy(piece.reshape(tensor.shape))
+        bar = torch.from_numpy(np.asarray(piece).reshape(tensor.shape))
         out.append(bar if tensor.dtype == torch.float64 else bar.to(tensor.dtype))
     return out

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vector fields as people write them: the compiled kernel against the torch engine, values and every gradient."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from ode_fields import DOUBLE, tensor
+from torch import nn
+
+import pyro_latentde as lde
+from pyro_latentde.errors import GradientPathError, SolveError
+from pyro_latentde.solve.fused.graph_torch import graph_field
+from pyro_latentde.solve.fused.trace import trace_row
+from pyro_latentde.solve.lift import Untraceable
+
+# one step of one stage: the smallest kernels, which still evaluate and differentiate the field at four times
+QUICK = {"method": "midpoint", "step_size": 0.25}
+
+
+def leaves_of(structure):
+    return [x for x in torch.utils._pytree.tree_leaves(structure) if isinstance(x, torch.Tensor)]
+
+
+def weights(*shape, seed=0, scale=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=DOUBLE)
+
+
+def compare(f, y0, params=None, captured=(), **settings):
+    """Solve with both engines; compare values and the gradients of y0, parameters and captured tensors."""
+    times = torch.linspace(0.1, 1.1, 4, dtype=DOUBLE)
+    inputs = [x for x in [*leaves_of(y0), *leaves_of(params), *captured] if x.dtype.is_floating_point]
+    for x in inputs:
+        x.requires_grad_()
+    results = []
+    for engine in ("fused", "torch"):
+        solution = lde.odesolve(f, y0, times, params, engine=engine, **QUICK, **settings)
+        assert solution.engine == engine
+        flat = torch.cat([x.reshape(-1) for x in leaves_of(solution.ys)])
+        seed = torch.cos(torch.arange(flat.numel(), dtype=DOUBLE))
+        results.append([flat.detach(), *torch.autograd.grad((seed * flat).sum(), inputs)])
+    for fused, plain in zip(*results, strict=True):
+        assert plain.isfinite().all()
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-12)
+    assert all(gradient.abs().sum() > 0 for gradient in results[0][1:])
+    return results[0]
+
+
+# ---- ways to write a field -------------------------------------------------------------------------------------
+
+
+def test_torch_stack_and_unpacking():
+    def f(t, y, p):
+        u, v = y
+        return torch.stack([p[0] * u - p[1] * u * v, -p[2] * v + torch.sin(t) * u])
+
+    compare(f, tensor(1.0, 2.0), tensor(0.5, 0.3, 0.8))
+
+
+def test_written_in_place():
+    def f(t, y, k):
+        dy = torch.zeros_like(y)
+        dy[0] = -k[0] * y[0] + k[1] * y[1] * y[2]
+        dy[2] = k[2] * y[1] ** 2
+        dy[1] = -dy[0] - dy[2]
+        dy[1:] += 0.1
+        dy *= 2.0
+        return dy
+
+    compare(f, tensor(1.0, 0.5, 0.2), tensor(0.4, 1.0, 0.3))
+
+
+def test_an_in_place_write_reaches_every_view():
+    def f(t, y, k):
+        out = torch.empty(2, 2, dtype=y.dtype)
+        first, flat = out[0], out.view(-1)
+        out.fill_(1.0)
+        first.copy_(y[:2] * k)
+        flat[3] = y[3] * first[0]
+        flat[2].add_(y[2])
+        return flat
+
+    compare(f, tensor(1.0, 0.5, 0.2, 0.7), tensor(0.4, 0.9), event_dims={"p": 1})
+
+
+def test_closure_over_floats_and_tensors():
+    rate, half, table = 0.7, 2, tensor(0.3, 0.6, requires_grad=True)
+
+    def f(t, y):
+        return -rate * y + table * y**half + table.sum()
+
+    compare(f, tensor(1.0, 0.5), captured=[table])
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(weights(3))
+        self.register_buffer("shift", tensor(0.1, 0.2, 0.3))
+        self.power = 2.0
+
+    def forward(self, t, y, p):
+        return torch.sigmoid(self.gate * t + self.shift) * y**self.power - p * y
+
+
+def test_module_with_buffers_and_attributes():
+    module = Gated()
+    compare(module, tensor(1.0, 0.5, 0.8), torch.tensor(0.4, dtype=DOUBLE), [module.gate, module.shift])
+
+
+def test_dict_state_and_dict_parameters():
+    def f(t, y, p):
+        flow = p["rates"]["in"] * y["s"] * y["i"]
+        return {"s": -flow, "i": flow - p["rates"]["out"] * y["i"], "r": p["rates"]["out"] * y["i"] * p["scale"]}
+
+    y0 = {name: torch.tensor(v, dtype=DOUBLE) for name, v in (("s", 0.9), ("i", 0.1), ("r", 0.0))}
+    rates = {name: torch.tensor(v, dtype=DOUBLE) for name, v in (("in", 0.8), ("out", 0.3))}
+    compare(f, y0, {"rates": rates, "scale": torch.tensor(1.1, dtype=DOUBLE)})
+
+
+class Motion(NamedTuple):
+    position: torch.Tensor
+    velocity: torch.Tensor
+
+
+def test_named_tuple_state_with_vectors():
+    def f(t, y, k):
+        return Motion(y.velocity, -k * y.position)
+
+    y0 = Motion(tensor(1.0, 0.0), tensor(0.0, 0.5))
+    times = torch.linspace(0.1, 1.1, 4, dtype=DOUBLE)
+    ranks = {"position": 1, "velocity": 1}
+    solution = lde.odesolve(f, y0, times, tensor(2.0)[0], engine="fused", event_dims=ranks, **QUICK)
+    assert isinstance(solution.ys, Motion) and solution.ys.position.shape == (4, 2)
+    compare(f, y0, tensor(2.0)[0], event_dims=ranks)
+
+
+@pytest.mark.parametrize("search", ["searchsorted", "bucketize", "right"])
+def test_forcing_from_a_table(search):
+    knots, heights = tensor(0.0, 0.3, 0.5, 0.9, 2.0), weights(5).requires_grad_()
+
+    def f(t, y, k):
+        if search == "searchsorted":
+            i = torch.searchsorted(knots, t.reshape(1)).clamp(1, 4)[0]
+        elif search == "right":
+            i = torch.searchsorted(knots, t.reshape(1), right=True).clamp(1, 4)[0]
+        else:
+            i = torch.bucketize(t, knots).clamp(1, 4)
+        share = (t - knots[i - 1]) / (knots[i] - knots[i - 1])
+        force = heights[i - 1] * (1 - share) + heights.gather(0, i.reshape(1))[0] * share
+        return -k * y + force
+
+    compare(f, tensor(1.0, 0.5), torch.tensor(0.4, dtype=DOUBLE), [heights, knots])
+
+
+def test_a_table_of_each_row():
+    knots = torch.linspace(0, 2, 5, dtype=DOUBLE)
+
+    def f(t, y, p):
+        i = torch.searchsorted(knots, t).clamp(1, 4)
+        share = (t - knots[i - 1]) / (knots[i] - knots[i - 1])
+        return -y + p["doses"][i - 1] * (1 - share) + p["doses"][i] * share
+
+    compare(f, weights(3, 1), {"doses": weights(3, 5, seed=1)}, event_dims={"doses": 1})
+
+
+ACTIVATIONS = [nn.Tanh, nn.Softplus, nn.SiLU, nn.ELU, nn.GELU, nn.ReLU, nn.Sigmoid, nn.LeakyReLU]
+
+
+def test_sequential_networks_of_every_activation():
+    torch.manual_seed(1)
+    layers = [nn.Linear(3, 5)]
+    for activation in ACTIVATIONS:
+        layers += [activation(), nn.Linear(5, 5)]
+    net = nn.Sequential(*layers, nn.Linear(5, 2)).double()
+
+    def f(t, y, p):
+        return net(torch.cat([y, t.reshape(1)])) * p
+
+    compare(f, weights(4, 2), torch.tensor(0.7, dtype=DOUBLE), list(net.parameters()))
+
+
+def test_module_field_alone():
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 2)).double()
+
+        def forward(self, t, y, p=None):
+            return self.net(y)
+
+    torch.manual_seed(2)
+    field = Field()
+    compare(field, weights(3, 2), captured=list(field.parameters()))
+
+
+def test_products_of_small_matrices():
+    def f(t, y, p):
+        a, b = p["a"], p["b"]
+        state = y.reshape(2, 3)
+        out = a @ state + torch.einsum("ij,kj->ik", state, b) + torch.outer(y[:2], y[3:])
+        out = out + torch.bmm(state[None], b[None])[0] + (state * torch.softmax(state, -1)).roll(1, 0)
+        out = out + torch.linalg.norm(y) * state.flip(1) + torch.tril(b)[:2] * torch.trace(a)
+        return out.reshape(-1) / (1 + (y @ y)) - a.T.mv(state.mean(1)).sum()
+
+    compare(f, weights(6), {"a": weights(2, 2, seed=1), "b": weights(3, 3, seed=2)})
+
+
+def test_products_of_large_matrices_stay_loops():
+    def f(t, y, p):
+        hidden = torch.tanh(p["w"] @ y + p["w"].T[:6, :6].T @ y)
+        return p["w"].T @ hidden - torch.nn.functional.linear(y, p["w"][:, ::2].repeat(1, 2)) + p["w"][1] * y
+
+    compare(f, weights(2, 6), {"w": weights(6, 6, seed=1, scale=0.3)})
+
+
+def test_clamp_where_min_max():
+    def f(t, y, p):
+        out = torch.where(y > p, y.clamp(-0.5, 0.9), y.clamp(min=p)) + torch.minimum(y, p) * torch.maximum(y, -p)
+        out = out + y.max() * y.amin() + torch.relu(y - 0.3) + y.min(0).values - y.abs().max(0)[0] + y.clamp_max(0.1)
+        return out * torch.where(t < 0.5, 1.0, 0.5) - torch.cumsum(y, 0).std() + y.prod() + y.var(unbiased=False)
+
+    compare(f, tensor(0.6, -0.4, 0.25), torch.tensor(0.2, dtype=DOUBLE))
+
+
+def test_shapes_and_views():
+    def f(t, y, p):
+        a, b = y.split(2)
+        c = torch.cat([a[1:], b[:1] * 2, y.view(2, 2).T.reshape(-1)[:2]])
+        d = torch.stack([a, b]).permute(1, 0).flatten().unsqueeze(-1).expand(4, 3).sum(-1)
+        e = torch.nn.functional.pad(a, (1, 1)) + y.diagonal_scatter if False else torch.nn.functional.pad(a, (1, 1))
+        rows = torch.tensor([3, 0, 2, 1])
+        return c * p + d * y[rows] + e + y[[1, 1, 0, 2]] * y.new_full((4,), 0.5) + torch.arange(4) * torch.eye(4)[0].to(y)
+
+    compare(f, weights(4), torch.tensor(0.2, dtype=DOUBLE))
+
+
+def test_a_field_that_returns_a_captured_tensor():
+    speed = tensor(0.5, -0.2, requires_grad=True)
+    values, y0_bar, speed_bar = compare(lambda t, y: speed, tensor(1.0, 2.0), captured=[speed])
+    torch.testing.assert_close(values.reshape(4, 2)[-1], tensor(1.5, 1.8))
+
+
+def test_detached_values_have_no_gradient():
+    def f(t, y, p):
+        return -p * y.detach() + p.detach() * y * torch.sin(y).detach()
+
+    compare(f, tensor(1.0, 0.5), torch.tensor(0.4, dtype=DOUBLE))
+
+
+def test_gradients_are_none_where_there_is_no_path():
+    def f(t, y, p):
+        return -p["k"] * y + 0 * p["unused"]
+
+    y0 = tensor(1.0)
+    k, unused = (torch.tensor(v, dtype=DOUBLE, requires_grad=True) for v in (0.5, 0.2))
+    ys = lde.odesolve(f, y0, tensor(0.0, 1.0), {"k": k, "unused": unused}, engine="fused", **QUICK).ys
+    bars = torch.autograd.grad(ys.sum(), [k, unused])
+    assert bars[0] != 0 and bars[1] == 0
+
+
+# ---- every elementary function ---------------------------------------------------------------------------------
+
+ELEMENTARY = {
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "exp2": torch.exp2,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "log2": torch.log2,
+    "log10": torch.log10,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "reciprocal": torch.reciprocal,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tan": torch.tan,
+    "asin": torch.asin,
+    "acos": torch.acos,
+    "atan": torch.atan,
+    "atan2": lambda x: torch.atan2(x, 1 + x * x),
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
+    "tanh": torch.tanh,
+    "asinh": torch.asinh,
+    "acosh": lambda x: torch.acosh(1.5 + x),
+    "atanh": torch.atanh,
+    "erf": torch.erf,
+    "erfc": torch.erfc,
+    "abs": lambda x: torch.abs(x - 0.5),
+    "sign": lambda x: torch.sign(x - 0.5) * x,
+    "floor": lambda x: torch.floor(5 * x) * x,
+    "ceil": lambda x: torch.ceil(5 * x) * x,
+    "round": lambda x: torch.round(5 * x) * x,
+    "trunc": lambda x: torch.trunc(-5 * x) * x,
+    "frac": lambda x: torch.frac(5 * x),
+    "neg": torch.neg,
+    "pow": lambda x: x**2.5 + x**3 + x**-2 + 2.0**x + x**x + x**0.5,
+    "remainder": lambda x: torch.remainder(x, 0.3) + torch.remainder(-x, 0.3) + torch.remainder(2.0, x),
+    "fmod": lambda x: torch.fmod(-x, 0.3),
+    "floor_divide": lambda x: x * (x // 0.15),
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": torch.nn.functional.logsigmoid,
+    "softplus": lambda x: torch.nn.functional.softplus(x - 0.3, beta=2.0),
+    "silu": torch.nn.functional.silu,
+    "elu": lambda x: torch.nn.functional.elu(x - 0.5, alpha=1.3),
+    "selu": lambda x: torch.selu(x - 0.5),
+    "celu": lambda x: torch.celu(x - 0.5, alpha=0.7),
+    "gelu": lambda x: torch.nn.functional.gelu(x) + torch.nn.functional.gelu(x, approximate="tanh"),
+    "mish": torch.nn.functional.mish,
+    "relu6": lambda x: torch.nn.functional.relu6(8 * x),
+    "hardtanh": lambda x: torch.nn.functional.hardtanh(2 * x) * x,
+    "hardswish": torch.nn.functional.hardswish,
+    "hardsigmoid": torch.nn.functional.hardsigmoid,
+    "leaky_relu": lambda x: torch.nn.functional.leaky_relu(x - 0.5, 0.2),
+    "threshold": lambda x: torch.nn.functional.threshold(x, 0.5, 0.1),
+    "softsign": torch.nn.functional.softsign,
+    "tanhshrink": torch.nn.functional.tanhshrink,
+    "lerp": lambda x: torch.lerp(x, x * x, 0.3),
+    "addcmul": lambda x: torch.addcmul(x, x, x, value=0.5),
+    "addcdiv": lambda x: torch.addcdiv(x, x, x + 1, value=0.5),
+    "hypot": lambda x: torch.hypot(x, 1 - x),
+    "xlogy": lambda x: torch.xlogy(x, x + 1) + torch.xlogy(0.0, x),
+    "logaddexp": lambda x: torch.logaddexp(x, 2 * x),
+    "logit": lambda x: torch.logit(x),
+    "sinc": torch.sinc,
+    "square": torch.square,
+    "logsumexp": lambda x: torch.logsumexp(x, 0) * x,
+    "log_softmax": lambda x: torch.log_softmax(x, 0),
+    "heaviside": lambda x: torch.heaviside(x - 0.5, x.new_tensor(0.5)) * x,
+    "nan_to_num": lambda x: torch.nan_to_num(x / 2),
+    "deg2rad": torch.deg2rad,
+    "true_divide": lambda x: 1 / (1 + x) + x / 3 - 2 / x,
+    "logical": lambda x: torch.where((x > 0.2) & ~(x > 0.6) | (x == 0.1), x * x, -x),
+    "bool_arithmetic": lambda x: (x > 0.5) * x + (x <= 0.5).to(x) * 2 * x,
+}
+POINTS = tensor(0.17, 0.37, 0.83)
+
+
+@pytest.mark.parametrize("name", ELEMENTARY)
+def test_graph_of_an_elementary_function(name):
+    function = ELEMENTARY[name]
+    trace = trace_row(lambda t, y, leaves: function(y), tensor(0.0)[0], POINTS.clone(), [])
+    field = graph_field(trace.graph, trace.outputs)
+    y = POINTS.clone().requires_grad_()
+    expected = function(y)
+    value = field(tensor(0.0), y[None], [])[0]
+    torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-14)
+    seed = tensor(1.0, -0.7, 0.4)
+    slopes = [torch.autograd.grad((seed * x).sum(), y, retain_graph=True)[0] for x in (value, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-13)
+
+
+def test_kernels_of_all_elementary_functions():
+    def f(t, y, p):
+        x = p[:2]
+        return torch.cat([function(x) for function in ELEMENTARY.values()]) + 0 * y
+
+    x = POINTS[:2].clone().requires_grad_()
+    y0 = torch.zeros(2 * len(ELEMENTARY), dtype=DOUBLE)
+    ys = lde.odesolve(f, y0, tensor(0.0, 1.0), x, engine="fused", method="euler", step_size=1.0).ys[-1]
+    expected = f(0.0, y0, x)
+    for name, got, wanted in zip(ELEMENTARY, ys.view(-1, 2), expected.view(-1, 2), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-14, msg=lambda m, name=name: f"{name}: {m}")
+        slopes = [torch.autograd.grad(v.sum(), x, retain_graph=True)[0] for v in (got, wanted)]
+        torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-13, msg=lambda m, name=name: f"{name}: {m}")
+    direction = tensor(0.3, -1.1)
+    dots = [
+        torch.func.jvp(function, (x.detach(),), (direction,))[1]
+        for function in (
+            lambda p: lde.odesolve(f, y0, tensor(0.0, 1.0), p, engine="fused", method="euler", step_size=1.0).ys[-1],
+            lambda p: f(0.0, y0, p),
+        )
+    ]
+    torch.testing.assert_close(*dots, rtol=1e-11, atol=1e-13)
+
+
+def test_kinks_and_domain_edges_have_torchs_slopes():
+    def f(t, y, p):
+        x, z = p
+        return torch.stack([x.abs(), torch.relu(x), torch.maximum(x, z), x.clamp(0.0, 1.0), (x * z).sign() + x, x**2, z**x])
+
+    x = tensor(0.0, 0.0, requires_grad=True)
+    y0 = torch.zeros(7, dtype=DOUBLE)
+    ys = lde.odesolve(f, y0, tensor(0.0, 1.0), x, engine="fused", method="euler", step_size=1.0).ys[-1]
+    expected = f(0.0, y0, x)
+    for i in range(7):
+        slopes = [torch.autograd.grad(v[i], x, retain_graph=True)[0] for v in (ys, expected)]
+        torch.testing.assert_close(*slopes, rtol=0, atol=0, msg=lambda m, i=i: f"output {i}: {m}")
+
+
+def test_infinities_and_nans_reach_the_status():
+    def f(t, y, p):
+        return torch.stack([torch.exp(p), torch.log(p), torch.sqrt(p), torch.floor(p), torch.remainder(p, 0.3)])
+
+    y0 = torch.zeros(5, dtype=DOUBLE)
+    for value in (1e4, -1.0, math.nan, math.inf):
+        p = torch.tensor(value, dtype=DOUBLE)
+        for engine in ("fused", "torch"):
+            solution = lde.odesolve(f, y0, tensor(0.0, 1.0), p, engine=engine, on_failure="nan", **QUICK)
+            assert solution.status == lde.Status.NON_FINITE
+
+
+# ---- what cannot be compiled -----------------------------------------------------------------------------------
+
+
+def refused(f, y0=None, params=None):
+    y0 = tensor(1.0, 0.5) if y0 is None else y0
+    with pytest.raises(SolveError, match="engine=.fused. cannot solve this") as error:
+        lde.odesolve(f, y0, tensor(0.0, 0.1), params, engine="fused", **QUICK)
+    return str(error.value)
+
+
+def test_refuses_random_fields():
+    assert "random" in refused(lambda t, y: y + torch.randn(2, dtype=DOUBLE))
+    assert "random" in refused(lambda t, y: torch.nn.functional.dropout(y, 0.5))
+
+
+def test_refuses_branches_on_values():
+    assert "torch.where" in refused(lambda t, y: y if t > 0.05 else -y)
+    assert "torch.where" in refused(lambda t, y: y * float(y[0]))
+    assert "numpy" in refused(lambda t, y: y * torch.from_numpy(y.numpy().copy()))
+    assert "tolist" in refused(lambda t, y: y * y.tolist()[0])
+
+
+def test_refuses_shapes_that_depend_on_values():
+    assert "shape" in refused(lambda t, y: y * y[y > 0].sum())
+
+
+def test_refuses_fields_too_large_for_scalars():
+    a = weights(90, 90)
+
+    def f(t, y):
+        return torch.tanh(y[:, None] * a).sum(1)
+
+    assert "scalar statements" in refused(f, weights(90))
+
+
+def test_refuses_operators_without_a_scalar_form():
+    assert "linalg" in refused(lambda t, y: torch.linalg.eigvalsh(torch.outer(y, y)))
+
+
+def test_a_tensor_seen_only_behind_a_branch_is_an_error_not_a_lost_gradient():
+    hidden = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+    late = []
+
+    def f(t, y):
+        late.append(0)
+        return -y * hidden if len(late) > 40 else -y
+
+    with pytest.raises((GradientPathError, SolveError)):
+        lde.odesolve(f, tensor(1.0, 0.5), tensor(0.0, 5.0), engine="torch", method="euler", step_size=0.01)
+
+
+def test_untraceable_reasons_name_the_operator():
+    with pytest.raises(Untraceable, match="eig"):
+        trace_row(lambda t, y, _: torch.linalg.eigvals(y.reshape(2, 2)).real, tensor(0.0)[0], weights(4), [])
