@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
 from pyro_latentde.errors import LatentDEError, ShapeError
@@ -35,6 +36,7 @@ class LatentSite:
     start: int
     stop: int
     flat_shape: torch.Size
+    support: Constraint
     transform: Transform
 
 
@@ -244,7 +246,7 @@ def _latent_sites(trace: poutine.Trace) -> list[LatentSite]:
         transform, value = biject_to(support), node["value"]
         flat_shape = transform.inv(value).shape
         stop = start + flat_shape.numel()
-        sites.append(LatentSite(name, value.shape, value.dtype, start, stop, flat_shape, transform))
+        sites.append(LatentSite(name, value.shape, value.dtype, start, stop, flat_shape, support, transform))
         start = stop
     if not sites or not start:
         seen = [name for name, node in trace.nodes.items() if node["type"] == "sample"]

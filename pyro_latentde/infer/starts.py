@@ -80,10 +80,13 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
     if isinstance(start, str) and start != "auto":
         raise LatentDEError(f"start: {_EXPECTED}, got {start!r}.")
     given = _given_values(joint, start, num_chains) if isinstance(start, Mapping) else [{}] * num_chains
-    pools = [
-        _valid_candidates(joint, start, rng, given[chain], chain)
-        for chain, rng in enumerate(chain_generators(seed, num_chains, stream=1))
-    ]
+    rngs = chain_generators(seed, num_chains, stream=1)
+    pools = []
+    for chain, rng in enumerate(rngs):
+        if isinstance(start, str | Mapping):
+            pools.append(_searched(joint, rng, given[chain], chain))
+        else:
+            pools.append(_drawn(joint, start, chain, seed))
     searched = isinstance(start, str | Mapping) and len(given[0]) < len(joint.sites)
     if not searched or not _can_batch(joint, pools[0]):
         chosen = [pool[0] for pool in pools]  # draws of a fit, given values: as they are; else the best
@@ -95,21 +98,26 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
     return torch.stack(chosen).to("cpu", torch.float64).numpy()
 
 
-def _valid_candidates(
-    joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping, chain: int
-) -> Tensor:
-    """Candidates ``(n, d)`` with finite log-density and gradient, the best first if they were searched."""
+def _searched(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, Tensor], chain: int) -> Tensor:
+    """Candidates ``(n, d)`` with finite log-density and gradient, the best first."""
     complete = len(given) == len(joint.sites)
     tried: list[Tensor] = []
     for _ in range(1 if complete else ROUNDS):
-        candidates = _candidates(joint, start, rng, given, 1 if complete else CANDIDATES)
-        lp, _, _ = _evaluate(joint, candidates)
-        valid = torch.isfinite(lp)
-        if valid.any():
-            candidates, lp = candidates[valid], lp[valid]
-            return candidates[lp.argsort(descending=True)] if isinstance(start, str | Mapping) else candidates
-        tried.append(candidates)
+        tried.append(_candidates(joint, rng, given, 1 if complete else CANDIDATES))
+        lp, _, _ = _evaluate(joint, tried[-1])
+        if torch.isfinite(lp).any():
+            order = lp.argsort(descending=True)
+            return tried[-1][order[torch.isfinite(lp[order])]]
     raise InitError(explain_failure(joint, torch.cat(tried), chain))
+
+
+def _drawn(joint: LogJoint, start: Any, chain: int, seed: int) -> Tensor:
+    """Draws ``(n, d)`` of a fit or a posterior with finite log-density and gradient, in the order drawn."""
+    draws = joint.unconstrain(_draws_of(start, joint, CANDIDATES, chain, seed))
+    lp, _, _ = _evaluate(joint, draws)
+    if not torch.isfinite(lp).any():
+        raise InitError(explain_failure(joint, draws, chain))
+    return draws[torch.isfinite(lp)]
 
 
 def _can_batch(joint: LogJoint, pool: Tensor) -> bool:
@@ -143,21 +151,17 @@ def _climb(joint: LogJoint, pools: list[Tensor], given: list[Mapping[str, Tensor
     return chosen
 
 
-def _candidates(
-    joint: LogJoint, start: Any, rng: np.random.Generator, given: Mapping[str, Tensor], n: int
-) -> Tensor:
-    if isinstance(start, str | Mapping):
-        rows = torch.from_numpy(rng.uniform(-2.0, 2.0, (n, joint.dim))).to(joint.device, joint.dtype)
-        if len(given) < len(joint.sites):
-            part = 3 * n // 4
-            from_prior = _prior_draws(joint, part, int(rng.integers(2**62)))
-            usable = torch.isfinite(from_prior).all(-1, keepdim=True)
-            rows[:part] = torch.where(usable, from_prior, rows[:part])
-        for site in joint.sites:
-            if site.name in given:
-                rows[:, site.start : site.stop] = given[site.name]
-        return rows
-    return joint.unconstrain(_draws_of(start, joint, rng, n))
+def _candidates(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, Tensor], n: int) -> Tensor:
+    rows = torch.from_numpy(rng.uniform(-2.0, 2.0, (n, joint.dim))).to(joint.device, joint.dtype)
+    if len(given) < len(joint.sites):
+        part = 3 * n // 4
+        from_prior = _prior_draws(joint, part, int(rng.integers(2**62)))
+        usable = torch.isfinite(from_prior).all(-1, keepdim=True)
+        rows[:part] = torch.where(usable, from_prior, rows[:part])
+    for site in joint.sites:
+        if site.name in given:
+            rows[:, site.start : site.stop] = given[site.name]
+    return rows
 
 
 def _prior_draws(joint: LogJoint, n: int, seed: int) -> Tensor:
@@ -209,7 +213,7 @@ def _given_values(joint: LogJoint, start: Mapping[str, Any], num_chains: int) ->
                 f"start[{site.name!r}]: expected shape {tuple(site.shape)}, or "
                 f"{(num_chains, *site.shape)} for one value per chain; got {tuple(value.shape)}."
             )
-        inside = site.transform.codomain.check(value)
+        inside = site.support.check(value)
         if not bool(inside.all()):
             raise LatentDEError(f"start[{site.name!r}] = {value.tolist()} lies outside its support.")
         flat = site.transform.inv(value).reshape(num_chains, -1).to(joint.dtype)
@@ -218,18 +222,20 @@ def _given_values(joint: LogJoint, start: Mapping[str, Any], num_chains: int) ->
     return given
 
 
-def _draws_of(start: Any, joint: LogJoint, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
+def _draws_of(start: Any, joint: LogJoint, n: int, chain: int, seed: int) -> dict[str, Tensor]:
     """``n`` draws of a fit or a posterior, name -> ``(n, *site shape)``."""
-    seed = int(rng.integers(2**62))
+    of_chain = int(chain_generators(seed, chain + 1, stream=3)[chain].integers(2**62))
     if hasattr(start, "sample_start"):
-        values = start.sample_start(n, torch.Generator().manual_seed(seed))
+        values = start.sample_start(n, torch.Generator().manual_seed(of_chain))
     elif hasattr(start, "samples"):
+        # one shuffled deck for all chains, each begins at another card: no two chains start at the same draw
         first = next(iter(start.samples.values()))
-        index = torch.as_tensor(rng.integers(first.shape[0] * first.shape[1], size=n))
+        deck = chain_generators(seed, 1, stream=2)[0].permutation(first.shape[0] * first.shape[1])
+        index = torch.as_tensor(np.resize(np.roll(deck, -chain), n))
         values = {name: value.flatten(0, 1)[index] for name, value in start.samples.items()}
     elif hasattr(start, "posterior"):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(of_chain)
             values = {name: value.flatten(0, 1) for name, value in start.posterior(n).samples.items()}
     else:
         raise LatentDEError(f"start: {_EXPECTED}, got {type(start).__name__}.")

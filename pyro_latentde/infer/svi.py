@@ -22,10 +22,10 @@ from torch import Tensor
 from pyro_latentde.errors import InitError, LatentDEError
 from pyro_latentde.infer.progress import Progress
 from pyro_latentde.infer.stop_signal import StopSignal
-from pyro_latentde.infer.svi_start import place_guide
+from pyro_latentde.infer.svi_start import check_shapes, place_guide
 from pyro_latentde.infer.svi_steps import Clip, Stepper, make_optimizer
 from pyro_latentde.posterior import Posterior, inspect_model
-from pyro_latentde.posterior.model_sites import check_shape, kind_of, seeded
+from pyro_latentde.posterior.model_sites import seeded
 from pyro_latentde.posterior.pyro_import import draw_latents, from_guide
 
 __all__ = ["Fit", "fit_svi"]
@@ -92,7 +92,7 @@ class Fit:
             return -float(loss(self._model(), guide, *self.args, **self.kwargs))
 
     def sample_start(self, num_chains: int, seed: int = 0) -> dict[str, Tensor]:
-        """Starting points for chains: latent site -> ``(num_chains, *site shape)`` in the constrained space."""
+        """Starting points for chains: site -> ``(num_chains, *site shape)`` in the constrained space."""
         sites = inspect_model(self._model(), *self.args, **self.kwargs)
         guide = _with_params(self.guide, self.params)
         return draw_latents(guide, sites, self.args, self.kwargs, num_samples=num_chains, seed=seed)
@@ -132,17 +132,17 @@ def fit_svi(
 
     Args:
         model: Pyro model.
-        guide: an AutoGuide or a PyroModule, a guide function, or a class of AutoGuide, which is made for the model.
+        guide: an AutoGuide, a PyroModule or a function, or a class of AutoGuide, which is made for the model.
         *args: arguments of the model and the guide, data included.
         num_steps: number of updates.
         seed: seed of everything random.
         optimizer: name, class or factory of a torch optimiser, or one of ``pyro.optim``.
         learning_rate: its rate at the start, for names and classes.
         decay: in the second half the rate falls exponentially to this fraction of itself.
-        clip: bound on the norm of the gradient; "auto" is ten times the median of the last hundred; None is none.
+        clip: bound on the gradient's norm; "auto" is ten times the median of the last hundred; None is none.
         num_particles: draws of the guide for each step.
-        vectorize_particles: all particles in one run of the model, by a batch dimension on the left, which the
-            model must allow. Eight particles then cost little more than one where solves are batched, and
+        vectorize_particles: all particles in one run of the model, by a batch dimension on the left, which
+            the model must allow. Eight particles then cost little more than one where solves are batched, and
             guides with correlations need them.
         elbo: Pyro's loss, instead of ``Trace_ELBO``; brings its own particles.
         max_skips: so many skipped updates one after another end the run.
@@ -183,7 +183,7 @@ def fit_svi(
             elbo = Trace_ELBO(num_particles, nesting + vectorize, vectorize_particles=vectorize)
         guide = place_guide(guide, model, args, kwargs, seed, start_at)
         with pyro.validation_enabled(False):
-            _check_shapes(elbo, model, guide, args, kwargs)
+            check_shapes(elbo, model, guide, args, kwargs)
             make = make_optimizer(optimizer, learning_rate)
             stepper = Stepper(elbo, model, guide, args, kwargs, make, Clip(clip))
             trouble = _run(stepper, losses, num_steps, decay, max_skips, progress, attrs)
@@ -233,7 +233,7 @@ def _run(
 
 
 def _rate(step: int, num_steps: int, decay: float) -> float:
-    """Full learning rate for the first half, to get there; then an exponential fall, to get rid of the noise."""
+    """Full learning rate for the first half, to get there; then an exponential fall, against the noise."""
     return decay ** max(0.0, 2.0 * step / max(1, num_steps) - 1.0)
 
 
@@ -243,7 +243,7 @@ def _trouble(stepper: Stepper, losses: list[float], recent: deque[bool], max_ski
     if len(losses) == max_skips:
         return InitError(
             f"none of the first {max_skips} steps had a finite loss and gradient: {cause}. "
-            "Try: an AutoGuide with init_loc_fn=init_to_median or init_to_value(...) and a smaller init_scale, "
+            "Try: an AutoGuide with init_loc_fn=init_to_median or init_to_value(...), a smaller init_scale, "
             "or priors that keep out the values for which the model fails."
         )
     last = max(i for i, loss in enumerate(losses) if not math.isnan(loss))
@@ -252,28 +252,6 @@ def _trouble(stepper: Stepper, losses: list[float], recent: deque[bool], max_ski
         f"Stopping: {max_skips} skips in a row; restored step {last}. "
         "Try: a smaller learning_rate, clip=1.0, or more particles; missing data belong in a mask."
     )
-
-
-def _check_shapes(elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Pyro's own checks of sites, plates and shapes in one step; values are left out, since a solve may fail."""
-    with pyro.settings.context(validate_infer=True), torch.no_grad(), warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        elbo.loss(model, guide, *args, **kwargs)
-    for warning in found:
-        text = str(warning.message)
-        if "vars in guide but not model" in text:
-            raise LatentDEError(f"model and guide do not match: {text}. Is a site's name misspelt?")
-        if not text.startswith("Encountered"):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if not elbo.vectorize_particles:
-        return
-    # Pyro does not look left of the particles' dimension, where a wrong shape would count the data many times.
-    with torch.no_grad(), pyro.plate("num_particles_vectorized", elbo.num_particles, dim=-elbo.max_plate_nesting):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    for node in (*guide_trace.nodes.values(), *model_trace.nodes.values()):
-        if kind_of(node) is not None:
-            check_shape(node)
 
 
 def _with_params(fn: Callable, state: dict[str, Any]) -> Callable:

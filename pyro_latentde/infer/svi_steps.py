@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single steps of stochastic variational inference: gradients, clipping, skipped updates, and why one failed."""
+"""Single steps of variational inference: gradients, clipping, skipped updates, and why one failed."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def make_optimizer(optimizer: Any, learning_rate: float) -> Callable[[list[Tenso
     """Factory of a torch optimiser from a name, a class, a factory, or one of Pyro's wrappers.
 
     Args:
-        optimizer: ``"adam"``, ``torch.optim.AdamW``, ``lambda params: ...`` or ``pyro.optim.Adam({"lr": 0.01})``.
+        optimizer: ``"adam"``, ``torch.optim.AdamW``, a function of parameters, ``pyro.optim.Adam({...})``.
         learning_rate: for names and classes.
 
     Returns:
@@ -196,5 +196,6 @@ def _bad_site(trace: poutine.Trace, where: str) -> str | None:
             continue
         value = node["fn"].log_prob(node["value"]).detach()
         if not value.isfinite().all():
-            return f"log-density of site '{name}' of the {where} is {float(value[~value.isfinite()].flatten()[0])}"
+            worst = float(value[~value.isfinite()].flatten()[0])
+            return f"log-density of site '{name}' of the {where} is {worst}"
     return None

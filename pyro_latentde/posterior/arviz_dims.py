@@ -22,9 +22,9 @@ __all__ = ["Labels", "argument_tensors", "to_numpy"]
 class Labels:
     """Dimension names of a model's sites.
 
-    A batch dimension is named after its plate, an event dimension after the time or the state it stands for, or
-    ``<site>_dim_<i>``. Dimensions of size one on which there is no plate are dropped: they are only there so
-    that a plate further left has its place.
+    A batch dimension is named after its plate, an event dimension after the time or the state it stands
+    for, or ``<site>_dim_<i>``. Dimensions of size one on which there is no plate are dropped: they are only
+    there so that a plate further left has its place.
 
     Args:
         sites: the model's sites.

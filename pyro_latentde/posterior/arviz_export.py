@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export to ArviZ: ``InferenceData`` of ArviZ 0.x or ``DataTree`` of ArviZ 1.x, both built from dictionaries."""
+"""Export to ArviZ: ``InferenceData`` of ArviZ 0.x or ``DataTree`` of ArviZ 1.x, from dictionaries."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def make_groups(
         array, names = labels.label(name, value, lead, kind)
         made.data.setdefault(group, {})[name] = array
         if names != made.dims.setdefault(name, names):
-            # A summed log-likelihood has fewer dimensions than its site; `dims` are by variable, not by group.
+            # A summed log-likelihood has fewer dimensions than its site, but the same name.
             made.dims[f"{group}:{name}"] = names
 
     def put_predictive(group: str, source: Posterior) -> None:
@@ -196,7 +196,7 @@ def build_datatree(made: Groups) -> Any:
 
 
 def summary_table(posterior: Posterior, probs: Sequence[float] = (0.05, 0.5, 0.95)) -> pd.DataFrame:
-    """Mean, sd, quantiles, R-hat and effective sample sizes of every scalar; see :meth:`.Posterior.summary`."""
+    """Mean, sd, quantiles, R-hat and effective sample sizes of every scalar: :meth:`.Posterior.summary`."""
     from pyro_latentde.posterior.posterior import INDEPENDENT
 
     groups = make_groups(posterior, ["posterior"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Pyro model contains: its sites with their shapes, plates, coordinates and observed values, as plain data."""
+"""What a Pyro model contains: sites with their shapes, plates, coordinates and observed values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
 
-__all__ = ["ModelSites", "Plate", "Site", "check_shape", "inspect_model", "kind_of", "observed_mask", "seeded"]
+__all__ = [
+    "ModelSites",
+    "Plate",
+    "Site",
+    "check_shape",
+    "inspect_model",
+    "kind_of",
+    "observed_mask",
+    "seeded",
+]
 
 KINDS = ("latent", "observed", "deterministic", "ode", "factor")
 _MAX_TRIES = 20
@@ -43,7 +52,7 @@ class Site:
         shape: shape of its value, batch then event dimensions.
         event_dim: how many dimensions on the right belong to one event; 2, (time, state), for an ODE site.
         plates: the vectorized plates around it, from the leftmost dimension to the rightmost.
-        states: names of the states of an ODE site, or of the values of an ``lde.observe`` site, if they are known.
+        states: names of the states of an ODE site, or of the values of an ``lde.observe`` site, if known.
         times: times of such a site, ``(T,)`` or ``(*batch, T)``, in the model's unit of time.
         support: the constraint a latent value obeys; None after loading from a file.
         value: the observed value; NaN where it was masked out.
@@ -161,7 +170,7 @@ def kind_of(node: dict[str, Any]) -> str | None:
 
 
 def observed_mask(node: dict[str, Any]) -> Tensor | bool | None:
-    """Mask that broadcasts against a node's value: ``poutine.mask`` and masked distributions; None if there is none."""
+    """Mask that broadcasts against a node's value, of ``poutine.mask`` and masked distributions, or None."""
     fn = node["fn"]
     masks = [] if node["mask"] is None else [(node["mask"], fn.event_dim)]
     while isinstance(fn, dist.MaskedDistribution | dist.Independent):
@@ -198,8 +207,9 @@ def check_shape(node: dict[str, Any]) -> None:
         torch.broadcast_shapes(fn.event_shape, value.shape[value.ndim - fn.event_dim :])
     except RuntimeError:
         raise ShapeError(
-            f"site '{node['name']}': the distribution has batch shape {tuple(fn.batch_shape)} and event shape "
-            f"{tuple(fn.event_shape)}, the value has shape {tuple(value.shape)}. Did the data come transposed?"
+            f"site '{node['name']}': the distribution has batch shape {tuple(fn.batch_shape)} and event "
+            f"shape {tuple(fn.event_shape)}, the value has shape {tuple(value.shape)}. "
+            "Did the data come transposed?"
         ) from None
     # Pyro's check looks at the shape of the log-density only, which need not be computed for it.
     check_site_shape({**node, "log_prob": torch.empty(shape)}, float("inf"))

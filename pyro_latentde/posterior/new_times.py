@@ -63,8 +63,9 @@ def observations_at(
 
     def none(reason: str) -> Observations:
         text = (
-            f"site '{{}}' cannot be drawn at new times: {reason}. Take the times as an argument of the model, "
-            f"`def model({times_argument}, data=None)`, solve and observe at them, and pass data=None where there is none."
+            f"site '{{}}' cannot be drawn at new times: {reason}. Take the times as an argument of the "
+            f"model, `def model({times_argument}, data=None)`, solve and observe at them, and let data=None "
+            "mean that there are none."
         )
         return Observations(reasons={name: text.format(name) for name in sites.observed})
 

@@ -30,7 +30,8 @@ class Posterior:
     """Draws from a posterior (or from a prior, or from a guide), with everything needed to use them.
 
     Args:
-        samples: latent site -> draws in the constrained space, ``(chain, draw, *site shape)``, in the model's units.
+        samples: latent site -> draws in the constrained space and the model's units,
+            ``(chain, draw, *site shape)``.
         stats: statistic of the sampler under ArviZ's name (``lp``, ``diverging``, ...) -> ``(chain, draw)``.
         sites: what the model contains, from :func:`inspect_model`; None for draws without a model.
         model: the Pyro model, needed by :meth:`predict` and for log-likelihoods; never stored in files.
@@ -103,7 +104,7 @@ class Posterior:
         chains: Sequence[int] | slice | None = None,
         draws: Sequence[int] | slice | None = None,
     ) -> Posterior:
-        """The same posterior with some of its sites, chains or draws, for example ``draws=slice(None, None, 10)``.
+        """The same posterior with some of its sites, chains or draws: ``draws=slice(None, None, 10)``.
 
         Args:
             names: latent sites to keep.
@@ -140,7 +141,7 @@ class Posterior:
     def summary(
         self, names: Sequence[str] | None = None, probs: Sequence[float] = (0.05, 0.5, 0.95)
     ) -> pd.DataFrame:
-        """Table with a row for each scalar: mean, sd, quantiles, and R-hat and effective sample sizes by ArviZ.
+        """A row for each scalar: mean, sd, quantiles, and R-hat and effective sample sizes by ArviZ.
 
         Args:
             names: latent sites, all by default.
@@ -155,7 +156,7 @@ class Posterior:
         return summary_table(self if names is None else self.select(names), probs)
 
     def to_arviz(self, groups: Sequence[str] | None = None, **options: Any) -> Any:
-        """``InferenceData`` (ArviZ 0.x) or ``DataTree`` (ArviZ 1.x); options as in :func:`.arviz_export.to_arviz`."""
+        """``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x); options of :func:`.arviz_export.to_arviz`."""
         from pyro_latentde.posterior.arviz_export import to_arviz
 
         return to_arviz(self, groups, **options)

@@ -31,7 +31,7 @@ class Prediction:
 
     Args:
         times: the times asked for, ``(T',)`` in the model's unit; None when they are the model's own.
-        trajectories: ODE site -> ``(chain, draw, *batch, T', D)``; a row whose solve failed is NaN as a whole.
+        trajectories: ODE site -> ``(chain, draw, *batch, T', D)``; a row whose solve failed is all NaN.
         observations: observed site -> ``(chain, draw, *site shape)``, drawn anew from the model.
         n_failed: ODE site -> number of rows (draws times batch) whose solve failed.
         sites: what the model contains.
@@ -76,7 +76,9 @@ def predict(
     memory: str | int = "1GB",
     times_argument: str = "times",
 ) -> Prediction:
-    r"""Trajectories of every ODE site for the draws, and new observations :math:`\tilde y \sim p(\tilde y \mid \theta)`.
+    r"""Trajectories of every ODE site for the draws, and new observations.
+
+    .. math:: \tilde y \sim p(\tilde y \mid \theta), \qquad \theta \sim p(\theta \mid y)
 
     At the model's own times new observations come from running the model without its data. At other times
     the model must take its times as an argument: it is then run at its own times and the new ones together,
@@ -86,8 +88,8 @@ def predict(
         posterior: draws with a model.
         times: ``(T',)`` in the model's unit of time, the same for every row; the model's own by default.
         num_draws: use about this many draws, evenly spaced; all by default.
-        observations: False leaves them out; True makes it an error at once when they cannot be drawn; by default
-            asking the result for them is the error.
+        observations: False leaves them out; True makes it an error at once when they cannot be drawn; by
+            default asking the result for them is the error.
         seed: seed of the observation noise.
         memory: budget for the tensors of one chunk of draws.
         times_argument: name of the model's argument that holds its times.
@@ -131,8 +133,8 @@ def log_likelihood(posterior: Posterior, *, memory: str | int = "1GB") -> dict[s
 
     Returns:
         Observed site -> ``(chain, draw, *batch)``; event dimensions are summed, except for sites of
-        ``lde.observe``, which keep one number for each time and value. Masked observations are 0, and the scale
-        of a subsampled plate is left out.
+        ``lde.observe``, which keep one number for each time and value. Masked observations are 0, and the
+        scale of a subsampled plate is left out.
 
     Raises:
         LatentDEError: no model, or latent sites without draws (a likelihood given them is not defined).
@@ -214,6 +216,6 @@ def _warn_failed(n_failed: Mapping[str, int], trajectories: Mapping[str, Tensor]
     ]
     if parts:
         warnings.warn(
-            f"the solve failed for {', '.join(parts)}; they are NaN and are left out of quantiles and figures",
+            f"the solve failed for {', '.join(parts)}; they are NaN, left out of quantiles and figures",
             stacklevel=3,
         )

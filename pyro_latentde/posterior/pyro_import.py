@@ -107,7 +107,7 @@ def draw_latents(
     seed: int,
     memory: str | int = "1GB",
 ) -> dict[str, Tensor]:
-    """Independent draws of the latent sites from a guide or a model: site -> ``(num_samples, *site shape)``."""
+    """Independent draws of latent sites from a guide or a model: site -> ``(num_samples, *site shape)``."""
 
     def one(_: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with pyro.validation_enabled(False):

@@ -156,7 +156,7 @@ def per_chain(
 
 
 def _first(one: Callable[[Draw], dict[str, Tensor]], draws: Draw, tries: int) -> dict[str, Tensor]:
-    """The first draw that works, un-batched: it makes parameters, shows the sizes, and raises clear errors."""
+    """The first draw that works, un-batched: it makes parameters, shows sizes, and raises clear errors."""
     for i in range(tries):
         try:
             return one({name: value[i] for name, value in draws.items()})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A posterior in one netCDF file, exact to the bit, which ArviZ and xarray can open too. Nothing is ever unpickled."""
+"""A posterior in one netCDF file, exact to the bit, which ArviZ can open too. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _header(file: h5netcdf.File, path: Path) -> dict[str, Any]:
     header = json.loads(str(file.attrs[_ATTRIBUTE]))
     if header["format"] != _FORMAT or header["version"] > _VERSION:
         raise ValueError(
-            f"format '{header['format']}' version {header['version']}; this installation reads version {_VERSION}"
+            f"format '{header['format']}' version {header['version']}; this version reads {_VERSION}"
         )
     return header
 
@@ -203,7 +203,8 @@ def _check_same(posterior: Posterior, found: ModelSites, path: Path) -> None:
         shape = tuple(value.shape[2:])
         if name not in found or found[name].kind != "latent":
             raise CheckpointError(
-                f"{path} has draws of '{name}', which is not a latent site of this model; it has {list(found.latent)}"
+                f"{path} has draws of '{name}', which is not a latent site of this model; "
+                f"it has {list(found.latent)}"
             )
         if found[name].shape != shape:
             raise CheckpointError(

@@ -122,7 +122,7 @@ class Walk:
         self._identity(value)
         if isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType)):
             return
-        call = getattr(type(value), "__call__", None)
+        call = type(value).__dict__.get("__call__")
         if isinstance(call, types.FunctionType):
             self.visit(call)
         for name, attribute in _attributes(value):

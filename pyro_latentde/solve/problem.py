@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from pyro_latentde.errors import DataError, ShapeError
 from pyro_latentde.solve.lift import is_wrapped
-from pyro_latentde.solve.vector_field import BoundField, FieldInfo, Parameters, StateShape, examine
+from pyro_latentde.solve.structure import Parameters, StateShape
+from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine
 
 __all__ = ["Problem", "peek", "pose"]
 
@@ -63,8 +64,8 @@ def peek(tensor: Tensor) -> np.ndarray | None:
     """The values of a tensor, or None where a transform or tracer hides them."""
     if is_wrapped(tensor) or type(tensor) not in (Tensor, torch.nn.Parameter):
         return None
-    if torch._C._len_torch_dispatch_stack() > 0:
-        with torch.utils._python_dispatch._disable_current_modes():
+    if torch._C._len_torch_dispatch_stack() > 0:  # a grad level would wrap even a plain tensor here
+        with torch._C._DisableFuncTorch(), torch.utils._python_dispatch._disable_current_modes():
             return tensor.detach().cpu().numpy()
     return tensor.detach().cpu().numpy()
 

@@ -70,8 +70,8 @@ class RowFunction(ABC):
         self._jvp = self._jvp or self.make_jvp()
         return self._jvp
 
-    def on_context(self, ctx: Any, outputs: Sequence[Tensor]) -> None:
-        """Called with the autograd context, which lives as long as the gradient may be asked for."""
+    def on_context(self, ctx: Any, outputs: Sequence[Tensor]) -> None:  # noqa: B027
+        """Called with the autograd context, which lives as long as the gradient may be asked for; nothing by default."""
 
 
 _NUMBERS = itertools.count()
@@ -81,7 +81,10 @@ _TRACED: dict[int, RowFunction] = {}  # functions that a traced graph knows by n
 
 @torch.library.custom_op("pyro_latentde::rows", mutates_args=())
 def _rows_op(number: int, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
-    return _REGISTRY[number].run(rows, tuple(shared), tensors)
+    # inside an operator autograd is switched off below enable_grad(), and the torch engine's derivatives would silently be zero
+    excluded = torch._C._dispatch_tls_local_exclude_set() - torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded), torch.no_grad():
+        return _REGISTRY[number].run(rows, tuple(shared), tensors)
 
 
 @_rows_op.register_fake
@@ -91,10 +94,13 @@ def _(number: int, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor])
 
 def _run(function: RowFunction, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
     # the dispatcher costs more than a small solve: take it only where something is listening
-    if torch._C._len_torch_dispatch_stack() > 0 or any(type(t) is not Tensor for t in tensors):
+    if torch._C._len_torch_dispatch_stack() > 0 or any(type(t) not in _PLAIN for t in tensors):
         _TRACED[function.number] = function
         return _rows_op(function.number, rows, list(shared), [_plain(t) for t in tensors])
     return function.run(rows, shared, tensors)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _plain(t: Tensor) -> Tensor:
@@ -124,7 +130,7 @@ class _Apply(torch.autograd.Function):
         function = ctx.function
         kept = ctx.saved_tensors
         seeds = [cotangents[i] for i in function.differentiable]
-        if seeds == [None]:
+        if len(seeds) == 1 and seeds[0] is None:
             return (None,) * (3 + ctx.count)
         sources = [function.follows[i] for i in function.differentiable]
         seed_shared = [source is not None and ctx.shared[source] for source in sources]
@@ -189,6 +195,6 @@ def apply(function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: 
         return _Apply.apply(function, rows, shared, *tensors)
     dual = torch.autograd.forward_ad._current_level >= 0
     if not dual and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return tuple(_run(function, rows, shared, tensors))
+        return tuple(_run(function, rows, shared, [_plain(t) for t in tensors]))
     # Function.apply inspects the signature of forward at every call, which takes as long as a small solve
     return super(torch.autograd.Function, _Apply).apply(function, rows, shared, *tensors)

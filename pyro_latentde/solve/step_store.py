@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def keep_steps(steps: HasSteps, rows: int, device: torch.device) -> Tensor:
         while _used > _BUDGET and len(_store) > _ALWAYS:
             _, old = _store.popitem(last=False)
             _used -= old.nbytes
-    return torch.arange(number << 32, (number << 32) + rows, dtype=torch.int64, device=device)
+    return torch.from_numpy(np.arange(number << 32, (number << 32) + rows, dtype=np.int64)).to(device)
 
 
 def find_steps(tokens: Tensor) -> HasSteps | None:
@@ -78,7 +79,7 @@ def tie_to(owner: Any, tokens: Tensor) -> None:
     """
     transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
     if tokens.numel() and not transformed:
-        owner.steps_tie = _Tie(int(tokens[0]) >> 32)
+        owner.steps_tie = _Tie(int(tokens.cpu().numpy()[0]) >> 32)
 
 
 def _fresh_lock() -> None:

@@ -44,7 +44,10 @@ def decay_model(y, rk4_steps=20):
         path.append(z)
     failed = k > 8.0
     z = torch.where(failed, torch.full_like(torch.stack(path), math.nan), torch.stack(path)).unsqueeze(-1)
-    record = {"status": failed.long().reshape(()), "n_steps": torch.full_like(failed, rk4_steps, dtype=torch.int64)}
+    record = {
+        "status": failed.long().reshape(()),
+        "n_steps": torch.full_like(failed, rk4_steps, dtype=torch.int64),
+    }
     pyro.sample(
         "z", dist.Delta(z, event_dim=2).mask(False), obs=z, infer={"_deterministic": True, "lde_ode": record}
     )
@@ -57,7 +60,9 @@ def test_agrees_with_the_potential_that_pyro_makes():
     u = torch.randn(5, joint.dim, dtype=torch.float64)
     lp, grad, (failed, steps) = joint.value_and_grad(u)
     for i in range(5):
-        split = {s.name: u[i, s.start : s.stop].reshape(s.flat_shape).requires_grad_(True) for s in joint.sites}
+        split = {
+            s.name: u[i, s.start : s.stop].reshape(s.flat_shape).requires_grad_(True) for s in joint.sites
+        }
         theirs = potential(split)
         theirs.backward()
         theirs_grad = torch.cat([-split[s.name].grad.reshape(-1) for s in joint.sites])
@@ -81,7 +86,12 @@ def test_jacobians_integrate_to_one():
     # a model without data: exp(log-density) over one unconstrained coordinate is a density
     grid = torch.linspace(-30, 30, 20_001, dtype=torch.float64)[:, None]
     zero = torch.zeros((), dtype=torch.float64)
-    for prior in (dist.LogNormal(zero, 1.0), dist.Beta(zero + 2, 3.0), dist.Uniform(zero - 3, 4.0), dist.Gamma(zero + 2, 1.0)):
+    for prior in (
+        dist.LogNormal(zero, 1.0),
+        dist.Beta(zero + 2, 3.0),
+        dist.Uniform(zero - 3, 4.0),
+        dist.Gamma(zero + 2, 1.0),
+    ):
         lp, _, _ = LogJoint(lambda prior=prior: pyro.sample("x", prior)).value_and_grad(grid)
         assert torch.trapezoid(lp.exp(), grid[:, 0]) == pytest.approx(1.0, abs=1e-6)
 
@@ -137,14 +147,26 @@ def test_a_support_that_depends_on_another_site():
     assert torch.allclose(values["low"], low) and torch.allclose(values["x"], x)
     assert torch.allclose(joint.unconstrain(values), u, atol=1e-6)
     # density of low in log coordinates times the density of x, which is the logistic one whatever low is
-    by_hand = low.log() - low + u[:, 0] + torch.nn.functional.logsigmoid(u[:, 1]) + torch.nn.functional.logsigmoid(-u[:, 1])
+    by_hand = (
+        low.log()
+        - low
+        + u[:, 0]
+        + torch.nn.functional.logsigmoid(u[:, 1])
+        + torch.nn.functional.logsigmoid(-u[:, 1])
+    )
     assert torch.allclose(joint.value_and_grad(u)[0], by_hand)
 
 
 def test_float32_sites_stay_float32():
     joint = LogJoint(lambda: pyro.sample("x", dist.LogNormal(torch.zeros(2), 1.0).to_event(1)))
     lp, grad, _ = joint.value_and_grad(torch.zeros(3, 2))
-    assert joint.dtype == lp.dtype == grad.dtype == joint.constrain(torch.zeros(3, 2))["x"].dtype == torch.float32
+    assert (
+        joint.dtype
+        == lp.dtype
+        == grad.dtype
+        == joint.constrain(torch.zeros(3, 2))["x"].dtype
+        == torch.float32
+    )
 
 
 def test_the_global_random_state_is_left_alone():
@@ -186,7 +208,9 @@ def test_a_transposed_observation_names_site_and_shapes(shape):
         x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
         pyro.sample("obs", dist.Normal(x * torch.ones(5, 3, 2), 1.0).to_event(1), obs=data)
 
-    with pytest.raises(ShapeError, match=r"'obs': the model predicts \(batch 5, 3 \| event 2\) but the data is"):
+    with pytest.raises(
+        ShapeError, match=r"'obs': the model predicts \(batch 5, 3 \| event 2\) but the data is"
+    ):
         LogJoint(model)
 
 

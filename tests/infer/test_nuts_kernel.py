@@ -10,8 +10,8 @@ from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.adaptation import DualAveraging, Metric, adaptation_windows
 from pyro_latentde.infer.nuts_kernel import STAT_NAMES, ChainRecord, run_chain
 
-# |z| of a mean that is right exceeds this with probability 7e-6; every test below looks at less than 40 of them,
-# so a right sampler fails a test at another seed once in 3,000 times
+# |z| of a mean that is right exceeds this with probability 7e-6; every test below looks at less than 40 of
+# them, so a right sampler fails a test at another seed once in 3,000 times
 Z_BOUND = 4.5
 
 
@@ -68,7 +68,10 @@ def test_means_and_covariances_of_a_correlated_gaussian(dense):
 
 
 def test_a_dense_metric_needs_fewer_steps_on_a_correlated_gaussian():
-    steps = [sample(gaussian(correlated()), 5, 0, dense_mass=d).stats["n_steps"][500:].mean() for d in (True, False)]
+    steps = [
+        sample(gaussian(correlated()), 5, 0, dense_mass=d).stats["n_steps"][500:].mean()
+        for d in (True, False)
+    ]
     assert steps[0] < 0.7 * steps[1]
 
 
@@ -81,7 +84,14 @@ def test_banana():
 
     draws = np.stack([sample(density, 2, seed, target_accept=0.95).positions[500:] for seed in range(3)])
     x, y = draws[..., 0], draws[..., 1]
-    for values, mean in ((x, 0.0), (x**2, 1.0), (y, 1.0), ((y - 1) ** 2, 2.25), (x * y, 0.0), ((y - x**2) ** 2, 0.25)):
+    for values, mean in (
+        (x, 0.0),
+        (x**2, 1.0),
+        (y, 1.0),
+        ((y - 1) ** 2, 2.25),
+        (x * y, 0.0),
+        ((y - x**2) ** 2, 0.25),
+    ):
         assert abs(z_score(values, mean)) < Z_BOUND
 
 

@@ -32,7 +32,15 @@ def model(series):
         pyro.sample("x", dist.Normal(torch.zeros(()).double(), 1.0))
     with pyro.plate("outer", 3, dim=-2):
         pyro.sample("w", dist.Normal(torch.zeros(()).double(), 1.0))
-    z = lde.ode("z", lambda t, y, p: -p["k"] * y, z0, series.times[0], {"k": k}, states=("hare", "lynx"), event_dims={"k": 1})
+    z = lde.ode(
+        "z",
+        lambda t, y, p: -p["k"] * y,
+        z0,
+        series.times[0],
+        {"k": k},
+        states=("hare", "lynx"),
+        event_dims={"k": 1},
+    )
     lde.observe("obs", lambda z: dist.Normal(z, 0.1), series, z)
 
 
@@ -48,7 +56,12 @@ def posterior(series):
     samples = {name: value.reshape(2, 10, *value.shape[2:]) for name, value in draws.samples.items()}
     stats = {"lp": torch.arange(20.0).reshape(2, 10), "diverging": torch.zeros(2, 10, dtype=torch.bool)}
     return Posterior(
-        samples=samples, stats=stats, sites=draws.sites, model=model, args=(series,), attrs={"inference": "nuts"}
+        samples=samples,
+        stats=stats,
+        sites=draws.sites,
+        model=model,
+        args=(series,),
+        attrs={"inference": "nuts"},
     )
 
 
@@ -158,7 +171,9 @@ def test_loo_of_the_conjugate_model():
 
 
 def test_own_names_win(posterior):
-    data = posterior.to_arviz(["posterior"], dims={"k": ["rate"]}, coords={"rate": ["up", "down"], "unit": [7, 8, 9]})
+    data = posterior.to_arviz(
+        ["posterior"], dims={"k": ["rate"]}, coords={"rate": ["up", "down"], "unit": [7, 8, 9]}
+    )
     assert data["posterior"]["k"].coords["rate"].values.tolist() == ["up", "down"]
     assert data["posterior"]["x"].coords["unit"].values.tolist() == [7, 8, 9]
     with pytest.raises(ValueError, match="dims of 'k'"):
@@ -185,13 +200,19 @@ def test_arguments_and_series_times_go_to_constant_data():
     times = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 4.0]]).double()
     args = (times, torch.tensor([1.0, 2.0]).double(), torch.zeros(2, 3, 1).double())
     p = Posterior(
-        samples={"k": torch.ones(1, 4).double()}, sites=inspect_model(with_inputs, *args), model=with_inputs, args=args
+        samples={"k": torch.ones(1, 4).double()},
+        sites=inspect_model(with_inputs, *args),
+        model=with_inputs,
+        args=args,
     )
     data = p.to_arviz()
     assert set(data["constant_data"].data_vars) == {"times", "dose", "z_times"}
     assert (data["constant_data"]["z_times"].values == times.numpy()).all()
     assert data["constant_data"]["z_times"].dims == ("series", "z_time")
-    assert "z_time" not in data["posterior_predictive"].coords or data["posterior_predictive"].z_time.dtype == int
+    assert (
+        "z_time" not in data["posterior_predictive"].coords
+        or data["posterior_predictive"].z_time.dtype == int
+    )
     assert data["posterior_predictive"]["z"].dims == ("chain", "draw", "series", "z_time", "z_state")
 
 

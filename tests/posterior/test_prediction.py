@@ -171,7 +171,9 @@ def test_a_distribution_that_refuses_nan_does_not_end_the_run():
     def model(times, data=None):
         k = pyro.sample("k", dist.Normal(torch.zeros(()).double(), 1.0))
         z = lde.ode("z", lambda t, y, k: k * y * y, torch.ones(1).double(), times, k)
-        pyro.sample("obs", dist.Poisson(z.clamp(min=0) + torch.where(z.isnan(), -1.0, 0.0)).to_event(2), obs=data)
+        pyro.sample(
+            "obs", dist.Poisson(z.clamp(min=0) + torch.where(z.isnan(), -1.0, 0.0)).to_event(2), obs=data
+        )
 
     times = torch.tensor([0.0, 1.0]).double()
     p = draws_of(model, times, torch.ones(2, 1).double(), k=torch.tensor([[0.1, 5.0, 0.2]]).double())
