@@ -30,6 +30,7 @@ LAYERS = {
     "infer": 4,
     "analysis": 5,
     "models": 6,
+    "demo": 7,
     "cli": 7,
     "__main__": 8,
     "": 8,  # pyro_latentde/__init__.py: public names, nothing else

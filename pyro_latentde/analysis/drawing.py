@@ -45,9 +45,7 @@ def new_figure(
 def add_legend(figure: Figure, ax: Axes, columns: int = 4) -> None:
     """One legend above all axes."""
     handles, labels = ax.get_legend_handles_labels()
-    legend = figure.legend(
-        handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9
-    )
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     for line in legend.get_lines():
         line.set_alpha(1.0)
 

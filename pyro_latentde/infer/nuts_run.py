@@ -92,8 +92,8 @@ def nuts(
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 10.0))
         ...     pyro.sample("y", dist.Normal(mean, 1.0).expand([3]).to_event(1), obs=y)
-        >>> posterior = nuts(model, torch.tensor([1.0, 2.0, 3.0]), num_samples=50, num_warmup=50,
-        progress=False)
+        >>> y = torch.tensor([1.0, 2.0, 3.0])
+        >>> posterior = nuts(model, y, num_samples=50, num_warmup=50, progress=False)
         >>> posterior.samples["mean"].shape
         torch.Size([4, 50])
     """

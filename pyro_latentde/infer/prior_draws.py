@@ -49,9 +49,7 @@ def prior(
     start = time.perf_counter()
     sites = inspect_model(model, *args, **kwargs)
     if not sites.latent:
-        raise LatentDEError(
-            f"the model has no latent site; its sites are {list(sites)}. Is every site observed?"
-        )
+        raise LatentDEError(f"the model has no latent site; its sites are {list(sites)}. Is every site observed?")
     draws = draw_latents(model, sites, args, kwargs, num_samples=num_samples, seed=seed, memory=memory)
     return Posterior(
         samples={name: value[None] for name, value in draws.items()},

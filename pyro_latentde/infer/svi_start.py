@@ -83,9 +83,7 @@ def _search(model: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int) 
         return {}
 
 
-def check_shapes(
-    elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
-) -> None:
+def check_shapes(elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
     """Pyro's own checks of sites, plates and shapes; values are left out, since a solve may fail."""
     with (
         pyro.settings.context(validate_infer=True),

@@ -113,9 +113,7 @@ class Stepper:
         for _ in range(_TRIES_TO_FIND_CULPRIT):
             loss, norm = self.loss_and_gradient()
             if loss == loss and abs(loss) != float("inf"):
-                bad = [
-                    n for n, p in self.params.items() if p.grad is not None and not p.grad.isfinite().all()
-                ]
+                bad = [n for n, p in self.params.items() if p.grad is not None and not p.grad.isfinite().all()]
                 if bad:
                     return f"non-finite gradient for '{bad[0]}' (loss finite)"
                 continue
@@ -164,25 +162,19 @@ def make_optimizer(optimizer: Any, learning_rate: float) -> Callable[[list[Tenso
         ValueError: an unknown name.
     """
     if isinstance(optimizer, str):
-        classes = {
-            name.lower(): value for name, value in vars(torch.optim).items() if isinstance(value, type)
-        }
+        classes = {name.lower(): value for name, value in vars(torch.optim).items() if isinstance(value, type)}
         if optimizer.lower() not in classes or optimizer.lower() == "optimizer":
             raise ValueError(f"optimizer: torch.optim has no {optimizer!r}; try 'adam', 'adamw' or 'sgd'")
         optimizer = classes[optimizer.lower()]
     if isinstance(optimizer, pyro.optim.PyroOptim):
         if callable(optimizer.pt_optim_args):
-            raise ValueError(
-                "optimizer: Pyro's per-parameter options are not supported; give a torch optimiser"
-            )
+            raise ValueError("optimizer: Pyro's per-parameter options are not supported; give a torch optimiser")
         constructor, options = optimizer.pt_optim_constructor, dict(optimizer.pt_optim_args)
         return lambda params: constructor(params, **options)
     if isinstance(optimizer, type):
         return lambda params: optimizer(params, lr=learning_rate)
     if not callable(optimizer):
-        raise ValueError(
-            f"optimizer: expected a name, a class or a function of the parameters, got {optimizer!r}"
-        )
+        raise ValueError(f"optimizer: expected a name, a class or a function of the parameters, got {optimizer!r}")
     return optimizer
 
 

@@ -139,9 +139,7 @@ class Labels:
     def _user_dims(self, name: str, kept: tuple[int, ...], found: list[str]) -> list[str]:
         given = self.dims[name]
         if len(given) > len(kept):
-            raise ValueError(
-                f"dims of '{name}': expected at most {len(kept)} names for shape {kept}, got {given}"
-            )
+            raise ValueError(f"dims of '{name}': expected at most {len(kept)} names for shape {kept}, got {given}")
         # Names for the event dimensions alone are enough.
         return found[: len(found) - len(given)] + given
 
@@ -156,9 +154,7 @@ def argument_tensors(posterior: Posterior) -> dict[str, Tensor]:
         try:
             arguments = inspect.signature(fn).bind(*posterior.args, **posterior.kwargs).arguments
         except (TypeError, ValueError):
-            arguments = {f"argument_{i}": value for i, value in enumerate(posterior.args)} | dict(
-                posterior.kwargs
-            )
+            arguments = {f"argument_{i}": value for i, value in enumerate(posterior.args)} | dict(posterior.kwargs)
         observed = [sites[name].value for name in sites.observed]
         for name, value in arguments.items():
             if isinstance(value, Tensor) and name not in sites and not any(_same(value, y) for y in observed):

@@ -172,9 +172,7 @@ def build_inference_data(made: Groups) -> Any:
 
     result = arviz.InferenceData()
     for group, variables in made.data.items():
-        data = arviz.from_dict(
-            **{group: variables}, dims=_dims_of(made, group), coords=made.coords, save_warmup=False
-        )
+        data = arviz.from_dict(**{group: variables}, dims=_dims_of(made, group), coords=made.coords, save_warmup=False)
         data[group].attrs = {**data[group].attrs, **made.attrs}
         result.add_groups({group: data[group]})
     return result
@@ -231,10 +229,7 @@ def _diagnostics(groups: Groups) -> dict[str, np.ndarray]:
         "ess_tail": arviz.ess(data, method="tail"),
     }
     order = groups.data["posterior"]
-    return {
-        key: np.concatenate([np.ravel(result[name].values) for name in order])
-        for key, result in results.items()
-    }
+    return {key: np.concatenate([np.ravel(result[name].values) for name in order]) for key, result in results.items()}
 
 
 def element_names(name: str, shape: tuple[int, ...], groups: Groups) -> list[str]:
@@ -242,10 +237,7 @@ def element_names(name: str, shape: tuple[int, ...], groups: Groups) -> list[str
     if not shape:
         return [name]
     labels = [groups.coords.get(dim, range(size)) for dim, size in zip(groups.dims[name], shape, strict=True)]
-    return [
-        f"{name}[{', '.join(str(lab[i]) for lab, i in zip(labels, at, strict=True))}]"
-        for at in np.ndindex(shape)
-    ]
+    return [f"{name}[{', '.join(str(lab[i]) for lab, i in zip(labels, at, strict=True))}]" for at in np.ndindex(shape)]
 
 
 def _wanted(posterior: Posterior, prior: Posterior | None, groups: Sequence[str] | None) -> set[str]:
@@ -267,9 +259,7 @@ def _wanted(posterior: Posterior, prior: Posterior | None, groups: Sequence[str]
         if name.startswith("prior") and prior is None:
             raise LatentDEError(f"group '{name}' needs prior=, a result of infer.prior(model, ...)")
         if name in _NEED_MODEL and (prior if name.startswith("prior") else posterior).model is None:
-            raise LatentDEError(
-                f"group '{name}' needs the model. Try: Posterior.load(path, model=..., args=...)"
-            )
+            raise LatentDEError(f"group '{name}' needs the model. Try: Posterior.load(path, model=..., args=...)")
     return set(groups)
 
 
@@ -279,9 +269,7 @@ def _attrs(posterior: Posterior) -> dict[str, Any]:
     plain = {}
     for name, value in posterior.attrs.items():
         # netCDF knows numbers, text and lists of one kind.
-        plain[name] = (
-            value if isinstance(value, str | int | float) and not isinstance(value, bool) else str(value)
-        )
+        plain[name] = value if isinstance(value, str | int | float) and not isinstance(value, bool) else str(value)
     return {
         **plain,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),

@@ -26,9 +26,7 @@ __all__ = ["Observations", "observations_at", "trajectories_at"]
 class Observations(dict[str, Tensor]):
     """Observed site -> new observations; asking for one that could not be drawn tells why."""
 
-    def __init__(
-        self, values: Mapping[str, Tensor] | None = None, reasons: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, values: Mapping[str, Tensor] | None = None, reasons: Mapping[str, str] | None = None) -> None:
         super().__init__(values or {})
         self.reasons = dict(reasons or {})
 
@@ -83,9 +81,7 @@ def observations_at(
 
     for changes in _changes(call, times_argument, union):
         try:
-            values = per_chain(
-                posterior, functools.partial(one, changes=changes), skip_errors=True, **options
-            )
+            values = per_chain(posterior, functools.partial(one, changes=changes), skip_errors=True, **options)
         except Exception as error:
             reason = reason or f"the model fails there ({type(error).__name__}: {error})"
             continue

@@ -61,9 +61,7 @@ class Posterior:
 
     def __post_init__(self) -> None:
         if not self.samples:
-            raise ShapeError(
-                "a Posterior needs draws of at least one latent site; got none. Has the model any?"
-            )
+            raise ShapeError("a Posterior needs draws of at least one latent site; got none. Has the model any?")
         first = next(iter(self.samples))
         lead = tuple(self.samples[first].shape[:2])
         for name, value in [*self.samples.items(), *self.stats.items()]:
@@ -138,9 +136,7 @@ class Posterior:
             return self
         return self.select(draws=torch.linspace(0, self.num_draws - 1, per_chain).round().long().tolist())
 
-    def summary(
-        self, names: Sequence[str] | None = None, probs: Sequence[float] = (0.05, 0.5, 0.95)
-    ) -> pd.DataFrame:
+    def summary(self, names: Sequence[str] | None = None, probs: Sequence[float] = (0.05, 0.5, 0.95)) -> pd.DataFrame:
         """A row for each scalar: mean, sd, quantiles, and R-hat and effective sample sizes by ArviZ.
 
         Args:

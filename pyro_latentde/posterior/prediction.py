@@ -110,9 +110,7 @@ def predict(
         times = torch.as_tensor(times)
         times = times if times.is_floating_point() else times.to(torch.get_default_dtype())
         if times.ndim != 1 or len(times) == 0 or not bool(torch.isfinite(times).all()):
-            raise LatentDEError(
-                f"times: expected finite numbers of shape (T',), got shape {tuple(times.shape)}"
-            )
+            raise LatentDEError(f"times: expected finite numbers of shape (T',), got shape {tuple(times.shape)}")
         trajectories = trajectories_at(posterior, times, options)
         drawn = Observations()
         if observations is not False:
@@ -179,18 +177,14 @@ def _at_own_times(
     sites = posterior.sites
     names = (*sites.ode, *(sites.observed if with_data else ()))
     if not names:
-        raise LatentDEError(
-            "the model has neither an lde.ode site nor an observed site: there is nothing to predict"
-        )
+        raise LatentDEError("the model has neither an lde.ode site nor an observed site: there is nothing to predict")
 
     def one(draw: Draw, new_data: bool, names: Sequence[str]) -> dict[str, Tensor]:
         trace = trace_model(posterior.model, draw, posterior.args, posterior.kwargs, new_data)
         return {name: trace.nodes[name]["value"] for name in names}
 
     try:
-        out = per_chain(
-            posterior, functools.partial(one, new_data=with_data, names=names), skip_errors=True, **options
-        )
+        out = per_chain(posterior, functools.partial(one, new_data=with_data, names=names), skip_errors=True, **options)
         drawn = Observations({name: out[name] for name in names if name not in sites.ode})
     except Exception as error:
         if not with_data or not sites.ode:

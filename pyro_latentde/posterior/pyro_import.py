@@ -48,9 +48,7 @@ def from_mcmc(mcmc: Any, model: Callable, args: tuple, kwargs: Mapping[str, Any]
         attrs["acceptance_rate_by_chain"] = [float(rate) for rate in reports["acceptance rate"].values()]
     sites = inspect_model(model, *args, **kwargs)
     kept = {name: samples[name].detach() for name in sites.latent if name in samples}
-    return Posterior(
-        samples=kept, stats=stats, sites=sites, model=model, args=args, kwargs=kwargs, attrs=attrs
-    )
+    return Posterior(samples=kept, stats=stats, sites=sites, model=model, args=args, kwargs=kwargs, attrs=attrs)
 
 
 def from_guide(
@@ -120,6 +118,4 @@ def draw_latents(
 
     draws = run_draws(one, {"": torch.zeros(num_samples)}, memory=memory, seed=seed)
     # Guides may leave out dimensions of size one on the left; the sites have them.
-    return {
-        name: draws[name].reshape(num_samples, *sites[name].shape) for name in sites.latent if name in draws
-    }
+    return {name: draws[name].reshape(num_samples, *sites[name].shape) for name in sites.latent if name in draws}

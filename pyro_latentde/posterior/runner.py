@@ -145,14 +145,10 @@ def trace_model(
         return poutine.trace(poutine.condition(model, data=dict(draw))).get_trace(*args, **kwargs)
 
 
-def per_chain(
-    posterior: Posterior, one: Callable[[Draw], dict[str, Tensor]], **options: Any
-) -> dict[str, Tensor]:
+def per_chain(posterior: Posterior, one: Callable[[Draw], dict[str, Tensor]], **options: Any) -> dict[str, Tensor]:
     """:func:`run_draws` over a posterior: name -> ``(chain, draw, ...)``."""
     lead = (posterior.num_chains, posterior.num_draws)
-    return {
-        name: value.unflatten(0, lead) for name, value in run_draws(one, posterior.draws(), **options).items()
-    }
+    return {name: value.unflatten(0, lead) for name, value in run_draws(one, posterior.draws(), **options).items()}
 
 
 def _first(one: Callable[[Draw], dict[str, Tensor]], draws: Draw, tries: int) -> dict[str, Tensor]:

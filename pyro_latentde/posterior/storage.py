@@ -48,9 +48,7 @@ def save(posterior: Posterior, path: str | Path) -> Path:
         "posterior": dict(posterior.samples),
         "sample_stats": dict(posterior.stats),
         "observed_data": {name: site.value for name, site in sites.items() if site.value is not None},
-        "constant_data": {
-            f"{name}_times": site.times for name, site in sites.items() if site.times is not None
-        },
+        "constant_data": {f"{name}_times": site.times for name, site in sites.items() if site.times is not None},
     }
     header = {
         "format": _FORMAT,
@@ -58,9 +56,7 @@ def save(posterior: Posterior, path: str | Path) -> Path:
         "attrs": _plain(posterior.attrs),
         "sites": None if posterior.sites is None else [_site_record(site) for site in sites.values()],
         "tensors": {
-            table: [
-                [name, _key(name), _dtype_name(value), list(value.shape)] for name, value in tensors.items()
-            ]
+            table: [[name, _key(name), _dtype_name(value), list(value.shape)] for name, value in tensors.items()]
             for table, tensors in tables.items()
         },
     }
@@ -160,9 +156,7 @@ def _header(file: h5netcdf.File, path: Path) -> dict[str, Any]:
         raise ValueError("it has no description of a posterior of this package")
     header = json.loads(str(file.attrs[_ATTRIBUTE]))
     if header["format"] != _FORMAT or header["version"] > _VERSION:
-        raise ValueError(
-            f"format '{header['format']}' version {header['version']}; this version reads {_VERSION}"
-        )
+        raise ValueError(f"format '{header['format']}' version {header['version']}; this version reads {_VERSION}")
     return header
 
 
@@ -203,8 +197,7 @@ def _check_same(posterior: Posterior, found: ModelSites, path: Path) -> None:
         shape = tuple(value.shape[2:])
         if name not in found or found[name].kind != "latent":
             raise CheckpointError(
-                f"{path} has draws of '{name}', which is not a latent site of this model; "
-                f"it has {list(found.latent)}"
+                f"{path} has draws of '{name}', which is not a latent site of this model; it has {list(found.latent)}"
             )
         if found[name].shape != shape:
             raise CheckpointError(

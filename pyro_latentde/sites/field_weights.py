@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn import Module
 
-from pyro_latentde.errors import SolveError
+from pyro_latentde.errors import ShapeError, SolveError
 from pyro_latentde.solve.field_key import walk_field
 from pyro_latentde.solve.vector_field import BoundField
 
@@ -48,7 +48,18 @@ def held_weights(f: Callable) -> Iterator[Callable | BoundField]:
         bound = {n: s for n, s in sites.items() if s["type"] == "sample" or not s["value"].is_leaf}
         ranks = tuple(_rank(site) for site in bound.values())
         held = _holding(f, [m._pyro_context for m in modules], values)
-        yield BoundField(f, tuple(values[n] for n in bound), ranks, tuple(bound), held)
+        try:
+            yield BoundField(f, tuple(values[n] for n in bound), ranks, tuple(bound), held)
+        except ShapeError as error:
+            error.args = (f"{error}{_batch_hint(bound)}",)
+            raise
+
+
+def _batch_hint(sites: dict[str, dict[str, Any]]) -> str:
+    """Matrices drawn without ``to_event`` look like plates."""
+    loose = [(n, tuple(s["fn"].batch_shape)) for n, s in sites.items() if s["type"] == "sample" and s["fn"].batch_shape]
+    told = ", ".join(f"{name} has batch shape {shape}" for name, shape in loose)
+    return f" The sampled weight {told}: if that is no plate, end its prior with .to_event({len(loose[0][1])})." if loose else ""
 
 
 def _holding(f: Callable, contexts: Sequence[Any], values: dict[str, Tensor]) -> Callable:

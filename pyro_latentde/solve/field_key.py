@@ -7,6 +7,7 @@ with the second's tensors as inputs. Walking takes microseconds; tracing takes m
 """
 
 import functools
+import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class Walk:
         self._identity(value)
         if isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType)):
             return
-        call = type(value).__dict__.get("__call__")
+        call = inspect.getattr_static(type(value), "__call__", None)
         if isinstance(call, types.FunctionType):
             self.visit(call)
         for name, attribute in _attributes(value):

@@ -64,7 +64,8 @@ def peek(tensor: Tensor) -> np.ndarray | None:
     """The values of a tensor, or None where a transform or tracer hides them."""
     if is_wrapped(tensor) or type(tensor) not in (Tensor, torch.nn.Parameter):
         return None
-    if torch._C._len_torch_dispatch_stack() > 0:  # a grad level would wrap even a plain tensor here
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
+        # a grad level would wrap even a plain tensor
         with torch._C._DisableFuncTorch(), torch.utils._python_dispatch._disable_current_modes():
             return tensor.detach().cpu().numpy()
     return tensor.detach().cpu().numpy()

@@ -52,9 +52,7 @@ def lines(ax, marker="None"):
 
 def test_trajectories_bands_data_and_forecast(posterior, series):
     prediction = posterior.predict(torch.linspace(0, 9, 19).double())
-    figure = plot_trajectories(
-        prediction, series, site="z", units={"q": "m", "p": "N s"}, time_label="time (s)"
-    )
+    figure = plot_trajectories(prediction, series, site="z", units={"q": "m", "p": "N s"}, time_label="time (s)")
     top, bottom = figure.axes
     assert (top.get_ylabel(), bottom.get_ylabel(), bottom.get_xlabel()) == ("q (m)", "p (N s)", "time (s)")
     expected = np.median(prediction.trajectories["z"].flatten(0, 1)[..., 0].numpy(), 0)
@@ -62,9 +60,7 @@ def test_trajectories_bands_data_and_forecast(posterior, series):
     band = top.collections[0].get_paths()[0].vertices  # 90 %
     values = prediction.trajectories["z"].flatten(0, 1)[:, 4, 0].numpy()
     at = band[np.isclose(band[:, 0], 2.0), 1]
-    assert at.min() == pytest.approx(np.quantile(values, 0.05)) and at.max() == pytest.approx(
-        np.quantile(values, 0.95)
-    )
+    assert at.min() == pytest.approx(np.quantile(values, 0.05)) and at.max() == pytest.approx(np.quantile(values, 0.95))
     assert [len(lines(ax, "o")[0].get_xdata()) for ax in (top, bottom)] == [6, 7], "a missing value was drawn"
     assert any("forecast" in text.get_text() for text in top.texts)
     assert not plt.get_fignums(), "pyplot keeps the figure"
@@ -73,9 +69,7 @@ def test_trajectories_bands_data_and_forecast(posterior, series):
 def test_new_observations_are_shown_by_default_and_wider(posterior):
     prediction = posterior.predict()
     noisy, clean = plot_trajectories(prediction), plot_trajectories(prediction, site="z")
-    spread = [
-        np.ptp(figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]) for figure in (noisy, clean)
-    ]
+    spread = [np.ptp(figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]) for figure in (noisy, clean)]
     assert spread[0] > spread[1]
     assert not any("forecast" in text.get_text() for text in noisy.axes[0].texts)
 

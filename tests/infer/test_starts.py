@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts: valid, different by chain, out of worthless modes and of necks; and what is told if there is none."""
+"""Starts: valid, different by chain, out of worthless modes and necks; and what is told if there is none."""
 
 import math
 

@@ -44,9 +44,7 @@ def exact():
 
 def test_full_rank_guide_finds_the_exact_posterior_and_evidence():
     mean, covariance, evidence = exact()
-    fit = fit_svi(
-        regression, AutoMultivariateNormal, X, Y, num_particles=8, vectorize_particles=True, progress=False
-    )
+    fit = fit_svi(regression, AutoMultivariateNormal, X, Y, num_particles=8, vectorize_particles=True, progress=False)
     draws, sd = fit.posterior(4000)["b"][0], covariance.diag().sqrt()
     # errors of the fit stay below a tenth of a posterior sd; sampling adds 1/sqrt(4000)
     assert ((draws.mean(0) - mean) / sd).abs().max() < 0.15
@@ -124,9 +122,7 @@ def test_optimizers(choice):
     if choice == "closure":
         choice = lambda params: torch.optim.Adam(params, lr=0.05, betas=(0.8, 0.9))  # noqa: E731
     rate = 1e-4 if choice == "sgd" else 0.03
-    fit = fit_svi(
-        regression, AutoDelta, X, Y, num_steps=400, optimizer=choice, learning_rate=rate, progress=False
-    )
+    fit = fit_svi(regression, AutoDelta, X, Y, num_steps=400, optimizer=choice, learning_rate=rate, progress=False)
     assert (fit.posterior(2)["b"][0, 0] - exact()[0]).abs().max() < 0.1
 
 
@@ -173,9 +169,7 @@ def poisoned(when, what):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_non_finite_steps_are_skipped_and_counted(what):
     model = poisoned(lambda n: n % 5 == 0, what)
-    fit = fit_svi(
-        model, guide_function, X, Y, num_steps=1000, learning_rate=0.05, start_at=None, progress=False
-    )
+    fit = fit_svi(model, guide_function, X, Y, num_steps=1000, learning_rate=0.05, start_at=None, progress=False)
     assert fit.n_skipped == 200 and fit.losses.isnan().sum() == 200
     assert (fit.posterior(1000)["b"][0].mean(0) - exact()[0]).abs().max() < 0.15
 
@@ -201,9 +195,7 @@ def test_repeated_failures_restore_and_stop_with_the_name(what, message):
 
 def test_no_finite_step_at_all_is_an_init_error():
     with pytest.raises(InitError, match="none of the first 4 steps.*init_loc_fn"):
-        fit_svi(
-            poisoned(lambda n: True, "loss"), guide_function, X, Y, max_skips=4, start_at=None, progress=False
-        )
+        fit_svi(poisoned(lambda n: True, "loss"), guide_function, X, Y, max_skips=4, start_at=None, progress=False)
 
 
 def explosive(y):
@@ -250,9 +242,7 @@ def test_a_model_that_cannot_take_particles_is_told():
 
 
 def test_seed_decides_everything():
-    a, b, c = (
-        fit_svi(regression, AutoNormal, X, Y, num_steps=20, seed=s, progress=False).losses for s in (0, 0, 1)
-    )
+    a, b, c = (fit_svi(regression, AutoNormal, X, Y, num_steps=20, seed=s, progress=False).losses for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
@@ -266,9 +256,7 @@ def test_start_of_an_autoguide_is_searched_only_where_none_was_given():
     assert abs(near.posterior(1)["x"].item() - 4) < 0.5
     own = AutoDelta(far_out, init_loc_fn=init_to_value(values={"x": torch.tensor(-3.0).double()}))
     assert abs(fit_svi(far_out, own, zero, num_steps=2, progress=False).posterior(1)["x"].item() + 3) < 0.2
-    given = fit_svi(
-        far_out, AutoDelta, zero, num_steps=2, start_at={"x": torch.tensor(1.0).double()}, progress=False
-    )
+    given = fit_svi(far_out, AutoDelta, zero, num_steps=2, start_at={"x": torch.tensor(1.0).double()}, progress=False)
     assert abs(given.posterior(1)["x"].item() - 1) < 0.2
 
 
@@ -283,9 +271,7 @@ def test_minibatches_through_a_plate():
 
 
 def test_own_elbo_and_sample_start():
-    fit = fit_svi(
-        regression, AutoNormal, X, Y, num_steps=600, elbo=Trace_ELBO(num_particles=2), progress=False
-    )
+    fit = fit_svi(regression, AutoNormal, X, Y, num_steps=600, elbo=Trace_ELBO(num_particles=2), progress=False)
     starts = fit.sample_start(3, seed=1)
     assert starts["b"].shape == (3, 2) and len(starts["b"].unique(dim=0)) == 3
     assert (starts["b"] - exact()[0]).abs().max() < 1.0

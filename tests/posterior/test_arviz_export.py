@@ -171,9 +171,7 @@ def test_loo_of_the_conjugate_model():
 
 
 def test_own_names_win(posterior):
-    data = posterior.to_arviz(
-        ["posterior"], dims={"k": ["rate"]}, coords={"rate": ["up", "down"], "unit": [7, 8, 9]}
-    )
+    data = posterior.to_arviz(["posterior"], dims={"k": ["rate"]}, coords={"rate": ["up", "down"], "unit": [7, 8, 9]})
     assert data["posterior"]["k"].coords["rate"].values.tolist() == ["up", "down"]
     assert data["posterior"]["x"].coords["unit"].values.tolist() == [7, 8, 9]
     with pytest.raises(ValueError, match="dims of 'k'"):
@@ -209,10 +207,7 @@ def test_arguments_and_series_times_go_to_constant_data():
     assert set(data["constant_data"].data_vars) == {"times", "dose", "z_times"}
     assert (data["constant_data"]["z_times"].values == times.numpy()).all()
     assert data["constant_data"]["z_times"].dims == ("series", "z_time")
-    assert (
-        "z_time" not in data["posterior_predictive"].coords
-        or data["posterior_predictive"].z_time.dtype == int
-    )
+    assert "z_time" not in data["posterior_predictive"].coords or data["posterior_predictive"].z_time.dtype == int
     assert data["posterior_predictive"]["z"].dims == ("chain", "draw", "series", "z_time", "z_state")
 
 

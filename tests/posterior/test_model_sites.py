@@ -17,9 +17,7 @@ def model(times, data, mask):
     pyro.deterministic("half", k / 2)
     with pyro.plate("series", 3, dim=-1):
         y0 = pyro.sample("y0", dist.LogNormal(torch.zeros(2).double(), 1.0).to_event(1))
-        z = lde.ode(
-            "z", lambda t, y, p: -p["k"] * y, y0, times, {"k": k}, states=("a", "b"), event_dims={"k": 1}
-        )
+        z = lde.ode("z", lambda t, y, p: -p["k"] * y, y0, times, {"k": k}, states=("a", "b"), event_dims={"k": 1})
         with pyro.poutine.mask(mask=mask):
             pyro.sample("obs", dist.Normal(z, 0.1).to_event(2), obs=data)
 
@@ -30,9 +28,7 @@ def test_kinds_shapes_plates_and_coordinates():
     assert sites.latent == ("k", "y0")
     assert sites.ode == ("z",) and sites.observed == ("obs",) and sites.deterministic == ("half",)
     assert sites.of_kind("factor") == ("bonus",)
-    assert (
-        sites["z"].shape == (3, 4, 2) and sites["z"].batch_shape == (3,) and sites["z"].event_shape == (4, 2)
-    )
+    assert sites["z"].shape == (3, 4, 2) and sites["z"].batch_shape == (3,) and sites["z"].event_shape == (4, 2)
     assert sites["z"].plates == (Plate("series", -1, 3),)
     assert sites["z"].states == ("a", "b") and torch.equal(sites["z"].times, times)
     assert sites["k"].support.event_dim == 1
@@ -58,9 +54,7 @@ def test_random_state_is_left_alone():
 def test_a_prior_draw_that_cannot_be_solved_is_no_error():
     def explosive():
         k = pyro.sample("k", dist.Normal(torch.zeros(()).double(), 3.0))
-        z = lde.ode(
-            "z", lambda t, y, k: k * y * y, torch.ones(1).double(), torch.linspace(0, 1, 3).double(), k
-        )
+        z = lde.ode("z", lambda t, y, k: k * y * y, torch.ones(1).double(), torch.linspace(0, 1, 3).double(), k)
         pyro.sample("obs", dist.Normal(z, 1.0).to_event(2), obs=torch.ones(3, 1).double())
 
     assert inspect_model(explosive).ode == ("z",)

@@ -81,6 +81,18 @@ def test_log_likelihood_of_events_masks_and_observe():
     assert summed.shape == (2, 3) and torch.allclose(summed, expected.sum((-1, -2)), atol=1e-2)
 
 
+def test_log_likelihood_is_zero_under_a_mask_and_knows_no_scale():
+    y, mask = conjugate.data(), torch.tensor([True, False, True, True, False])
+
+    def masked(y):
+        with pyro.poutine.mask(mask=mask), pyro.poutine.scale(scale=7.0):
+            conjugate.model(y)
+
+    plain = conjugate.posterior(y, draws=10)
+    p = Posterior(samples=plain.samples, sites=inspect_model(masked, y), model=masked, args=(y,))
+    assert torch.equal(p.log_likelihood()["y"], plain.log_likelihood()["y"] * mask)
+
+
 def test_log_likelihood_needs_every_latent_site():
     p = draws_of(open_times, TIMES, DATA)
     p = Posterior(samples={"other": p["k"]}, sites=p.sites, model=p.model, args=p.args)
@@ -171,9 +183,7 @@ def test_a_distribution_that_refuses_nan_does_not_end_the_run():
     def model(times, data=None):
         k = pyro.sample("k", dist.Normal(torch.zeros(()).double(), 1.0))
         z = lde.ode("z", lambda t, y, k: k * y * y, torch.ones(1).double(), times, k)
-        pyro.sample(
-            "obs", dist.Poisson(z.clamp(min=0) + torch.where(z.isnan(), -1.0, 0.0)).to_event(2), obs=data
-        )
+        pyro.sample("obs", dist.Poisson(z.clamp(min=0) + torch.where(z.isnan(), -1.0, 0.0)).to_event(2), obs=data)
 
     times = torch.tensor([0.0, 1.0]).double()
     p = draws_of(model, times, torch.ones(2, 1).double(), k=torch.tensor([[0.1, 5.0, 0.2]]).double())

@@ -12,9 +12,7 @@ from pyro_latentde.posterior.runner import memory_bytes, run_draws
 ONE = torch.tensor(1.0)
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("1GB", 10**9), ("250 MB", 25 * 10**7), (1000, 1000), ("5B", 5)]
-)
+@pytest.mark.parametrize(("text", "number"), [("1GB", 10**9), ("250 MB", 25 * 10**7), (1000, 1000), ("5B", 5)])
 def test_memory_bytes(text, number):
     assert memory_bytes(text) == number
 

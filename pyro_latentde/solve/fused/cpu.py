@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -188,14 +188,13 @@ class CpuKernel:
     leaves: int
     method: Method
     steps_per_row: float = 64.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def states(self) -> int:
         return len(self.outputs)
 
     def _build(self, kind: str, signature: str, template: str) -> tuple[Callable, int]:
-        with self.lock:
+        with self.graph.lock:
             fields = field_source(self.graph, self.outputs, tangent=kind == "tangent")
         helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, *fields.source.split("\n\n")]
         parts = [HEAD, *("@inner\n" + h.strip() + "\n\n" for h in _in_order(helpers))]
@@ -302,7 +301,8 @@ class CpuKernel:
         """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
-        flat = [np.ascontiguousarray(x).reshape(-1) for x in (y0_dot, times_dot, t0_dot)]
+        # writable, as the compiled signature says; broadcast tangents are not
+        flat = [np.require(x, requirements="CW").reshape(-1) for x in (y0_dot, times_dot, t0_dot)]
 
         def task(lo: int, hi: int) -> None:
             w, o, od = self._scratch(size)

@@ -10,6 +10,7 @@ References:
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -61,6 +62,7 @@ class Graph:
     """A store of nodes; every constructor returns the one node of that expression."""
 
     nodes: dict[tuple, Node] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # kernels of several methods derive from one graph
 
     def _make(self, op: str, args: tuple, kind: str) -> Node:
         # -0.0 == 0.0 and 1 == True as dictionary keys, so constants are keyed by their exact representation

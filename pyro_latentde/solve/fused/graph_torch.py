@@ -14,7 +14,8 @@ _RENAMED: dict[str, Callable[..., Tensor]] = {
     "and": torch.logical_and,
     "or": torch.logical_or,
     "not": torch.logical_not,
-    "mod": torch.remainder,
+    "mod": lambda a, b: a - b * torch.floor(a / b),  # remainder has no derivative by b
+    "stop": torch.detach,
     "to_int": lambda x: x.to(torch.int64),
 }
 

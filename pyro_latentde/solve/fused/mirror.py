@@ -323,7 +323,12 @@ def _logaddexp(graph: Graph, a: Sym, b: Sym) -> Sym:
 # ---- making, copying, converting -------------------------------------------------------------------------------
 
 
-@_mirror("alias", "detach", "lift_fresh", "lift", "contiguous")
+@_mirror("detach")
+def _detach(graph: Graph, a: Sym) -> Sym:
+    return _map(graph, lambda n: graph.apply("stop", n) if n.kind == "f" else n, a)
+
+
+@_mirror("alias", "lift_fresh", "lift", "contiguous")
 def _same(graph: Graph, a: Sym, **kwargs: Any) -> Sym:
     return a
 

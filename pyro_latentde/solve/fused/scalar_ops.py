@@ -56,6 +56,7 @@ def _pow_partials(g: "Graph", n: "Node") -> "list[Node | None]":
     by_x = g.apply("mul", p, g.apply("pow", x, g.apply("sub", p, 1.0)))
     if p.op == "const":
         return [by_x, None]
+    by_x = g.apply("where", g.apply("eq", p, 0.0), 0.0, by_x)
     # d x^p / dp = x^p log x, which torch takes as 0 at x = 0, p >= 0
     at_zero = g.apply("and", g.apply("eq", x, 0.0), g.apply("ge", p, 0.0))
     safe = g.apply("where", at_zero, 1.0, x)
@@ -101,7 +102,7 @@ OPS: dict[str, ScalarOp] = {
     ),
     "neg": ScalarOp("(-{0})", lambda a: -a, lambda g, n: [g.const(-1.0)]),
     "pow": ScalarOp("({0} ** {1})", lambda a, b: math.pow(a, b), _pow_partials),
-    "mod": ScalarOp("({0} - {1} * math.floor({0} / {1}))", lambda a, b: a - b * math.floor(a / b), _mod_partials),
+    "mod": ScalarOp("({0} - {1} * np.floor({0} / {1}))", lambda a, b: a - b * math.floor(a / b), _mod_partials),
     "maximum": ScalarOp(
         "({0} if ({0} > {1} or {0} != {0}) else {1})", lambda a, b: max(a, b), _extremum_partials("gt")
     ),
@@ -146,10 +147,12 @@ OPS: dict[str, ScalarOp] = {
     ),
     "abs": _unary("abs({0})", abs, lambda g, x, f: g.apply("sign", x)),
     "sign": ScalarOp("((1.0 if {0} > 0.0 else 0.0) - (1.0 if {0} < 0.0 else 0.0))", None, _flat),
-    "floor": ScalarOp("math.floor({0})", lambda a: float(math.floor(a)), _flat),
-    "ceil": ScalarOp("math.ceil({0})", lambda a: float(math.ceil(a)), _flat),
+    # NumPy's, not math's, which give integers in Numba and so lose infinity and NaN
+    "floor": ScalarOp("np.floor({0})", lambda a: float(math.floor(a)), _flat),
+    "ceil": ScalarOp("np.ceil({0})", lambda a: float(math.ceil(a)), _flat),
     "round": ScalarOp("np.rint({0})", lambda a: float(round(a)), _flat),
     "trunc": ScalarOp("np.trunc({0})", lambda a: float(math.trunc(a)), _flat),
+    "stop": ScalarOp("{0}", lambda a: a, _flat),
     "to_int": ScalarOp("int({0})", lambda a: int(a), _flat),
     "to_float": ScalarOp("float({0})", lambda a: float(a), _flat),
     "lt": ScalarOp("({0} < {1})", lambda a, b: a < b, _flat),
@@ -162,7 +165,7 @@ OPS: dict[str, ScalarOp] = {
     "or": ScalarOp("({0} or {1})", lambda a, b: a or b, _flat),
     "not": ScalarOp("(not {0})", lambda a: not a, _flat),
     "isnan": ScalarOp("({0} != {0})", lambda a: a != a, _flat),
-    "isfinite": ScalarOp("({0} - {0} == 0.0)", math.isfinite, _flat),
+    "isfinite": ScalarOp("math.isfinite({0})", math.isfinite, _flat),
 }
 
 
@@ -258,6 +261,6 @@ CONSTANT_RULES: dict[str, Callable] = {
     "neg": _neg,
     "pow": _pow,
     "where": _where,
-    "to_float": lambda g, a: a if a.kind == "f" else None,
-    "to_int": lambda g, a: a if a.kind == "i" else None,
+    "to_float": lambda g, a: a if a.kind == "f" else g.apply("where", a, 1.0, 0.0) if a.kind == "b" else None,
+    "to_int": lambda g, a: a if a.kind == "i" else g.apply("where", a, 1, 0) if a.kind == "b" else None,
 }

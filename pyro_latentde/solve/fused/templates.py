@@ -143,9 +143,7 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
             offset = 0.0
             if planned > 0:
                 sign = 1.0 if hs[r * hss] > 0.0 else -1.0
-        elif span != 0.0 and code == 0:
-            h = sign * {_first_step(at, d, k)}
-            evals += 1
+        {_indent(_first_step(method, at, d, k), 2)}
         last = planned == 0 if mode == 2 else span == 0.0
         if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
             if (pos + 1) * {d + 2} > buf.size:
@@ -158,7 +156,6 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
         before = 1.0
         retry = False
         unfinished = False
-        fresh = True
         while code == 0 and not last:
             if mode != 2 and accepted + rejected >= max_steps:
                 code = 1
@@ -185,10 +182,7 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                 t_new = start + offset
                 if last:  # sums of steps miss the last output time by rounding
                     rounding = (hss + 4) * 2.220446049250313e-16 * max(abs(start), abs(t_end))
-            if not fresh:
-                field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
-                evals += 1
-                fresh = True
+            {_indent(_fresh_slope(method, at), 3)}
             {_indent(stages, 3)}
             evals += {main - 1}
             total = 0.0
@@ -242,7 +236,6 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
             for i in range({d}):
                 w[{at.y} + i] = w[{at.y_new} + i]
                 w[{at.k} + i] = w[{at.k + (main - 1) * d if method.fsal else at.k} + i]
-            fresh = {method.fsal}
             if mode == 0:
                 error = max(error, 1e-10)
                 factor = 0.9 * error ** (-{0.7 / k!r}) * before ** {0.4 / k!r}
@@ -275,11 +268,26 @@ def _last_stage(method: Method, at: _Layout, d: int) -> str:
     return f"for i in range({d}):\n    total += abs(w[{at.k + (len(method.c) - 1) * d} + i])"
 
 
-def _first_step(at: _Layout, d: int, k: int) -> str:
-    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169; emitted as a call of a helper."""
+def _fresh_slope(method: Method, at: _Layout) -> str:
+    """The first stage of a step that does not begin with the last of the step before."""
+    if method.fsal:
+        return ""
     return (
-        f"first_step(t, abs(span), sign, rtol, atol, {1.0 / k!r}, {d}, "
-        f"w, {at.y}, {at.y_new}, {at.k}, {at.ys}, {at.scratch}, p, o)"
+        f"if accepted > 0 and not retry:\n"
+        f"    field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)\n"
+        f"    evals += 1"
+    )
+
+
+def _first_step(method: Method, at: _Layout, d: int, k: int) -> str:
+    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169; emitted as a call of a helper."""
+    if not method.errors:
+        return ""
+    return (
+        f"elif span != 0.0 and code == 0:\n"
+        f"    h = sign * first_step(t, abs(span), sign, rtol, atol, {1.0 / k!r}, {d}, "
+        f"w, {at.y}, {at.y_new}, {at.k}, {at.ys}, {at.scratch}, p, o)\n"
+        f"    evals += 1"
     )
 
 

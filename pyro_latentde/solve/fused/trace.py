@@ -45,6 +45,8 @@ class Record(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            raise Untraceable("the field uses torch.no_grad(), which a kernel does not follow; write x.detach()")
         name = func._schema.name.split("::")[-1]
         mirror = MIRRORS.get(name)
         if mirror is None and name.endswith("_") and not name.endswith("__"):
