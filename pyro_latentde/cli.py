@@ -66,9 +66,8 @@ def simulate(
     """Noisy measurements of a system as a long table: series, time and one column for each state."""
     times = None if stop is None else torch.linspace(0.0, stop, num_times, dtype=torch.float64)
     try:
-        values = {key: float(value) for key, _, value in (p.partition("=") for p in parameter or ())}
         drawn = _system(system).simulate(
-            times, parameters=values, num_series=num_series, missing=missing, seed=seed
+            times, parameters=_values(parameter), num_series=num_series, missing=missing, seed=seed
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -85,6 +84,18 @@ def _system(name: str) -> ModuleType:
     if name not in zoo.__all__:
         raise typer.BadParameter(f"there is no system {name!r}; there are: {', '.join(zoo.__all__)}")
     return importlib.import_module(f"{zoo.__name__}.{name}")
+
+
+def _values(parameters: list[str] | None) -> dict[str, float]:
+    """["alpha=0.6"] -> {"alpha": 0.6}."""
+    values = {}
+    for text in parameters or ():
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"--parameter expects NAME=NUMBER, such as alpha=0.6; got {text!r}") from None
+    return values
 
 
 def main() -> None:

@@ -35,7 +35,14 @@ REFERENCE = {
     "sigma[lynx]": (0.25102, 0.0436),
 }
 PELTS = "thousands of pelts"
-UNITS = {"alpha": "1/yr", "beta": "1/yr/1000", "gamma": "1/yr", "delta": "1/yr/1000", "z0": "1000 pelts"}
+UNITS = {
+    "alpha": "1/year",
+    "beta": "1/year/thousand",
+    "gamma": "1/year",
+    "delta": "1/year/thousand",
+    "z0": "thousands",
+    "sigma": "relative",
+}
 FORECAST_YEARS = 10
 FIGURES = ("predictive.png", "phase.png", "pair.png", "prior_posterior.png")
 
@@ -90,10 +97,8 @@ def run_demo(
     metrics = _metrics(posterior, table, seed)
     metrics |= {"sampling_seconds": sampled, "seconds": time.perf_counter() - began}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    say(f"R-hat at most {metrics['rhat_max'] or math.nan:.3f}, ESS at least {metrics['ess_min']:.0f}, ")
-    say(f"{metrics['divergences']} divergences, {metrics['ode_failed']} failed solves, ")
-    say(f"{metrics['seconds']:.0f} s in all, {sampled:.0f} s of them in the sampler")
-    say(f"{out}{'/'}: posterior.nc, metrics.json, {', '.join(FIGURES)}")
+    say(_verdict(metrics))
+    say(f"{out}/: posterior.nc, metrics.json, {', '.join(FIGURES)}")
     return metrics
 
 
@@ -144,6 +149,15 @@ def _metrics(posterior: Posterior, table: pd.DataFrame, seed: int) -> dict[str, 
     }
 
 
+def _verdict(metrics: dict[str, Any]) -> str:
+    rhat = metrics["rhat_max"]
+    return (
+        f"{'' if rhat is None else f'R-hat at most {rhat:.3f}, '}ESS at least {metrics['ess_min']:.0f}; "
+        f"after warm-up {metrics['divergences']} divergences and {metrics['ode_failed']} failed solves; "
+        f"{metrics['seconds']:.0f} s in all, {metrics['sampling_seconds']:.0f} s of them sampling"
+    )
+
+
 def _plain(value: float) -> float | None:
     """JSON has no NaN: R-hat of a single chain is null."""
     return float(value) if math.isfinite(value) else None
@@ -151,7 +165,7 @@ def _plain(value: float) -> float | None:
 
 def _write_figures(posterior: Posterior, before: Posterior, series: Series, out: Path, seed: int) -> None:
     first, last = float(series.times.min()), float(series.times.max())
-    times = torch.arange(first, last + FORECAST_YEARS + 0.25, 0.25, dtype=torch.float64)
+    times = torch.arange(first, last + FORECAST_YEARS + 0.125, 0.125, dtype=torch.float64)
     predictive = posterior.predict(times, seed=seed)
     figures = (
         plot_trajectories(predictive, series, units=PELTS, time_label="year"),

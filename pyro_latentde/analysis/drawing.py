@@ -50,7 +50,7 @@ def add_legend(figure: Figure, ax: Axes, columns: int = 4) -> None:
         line.set_alpha(1.0)
 
 
-def with_unit(name: str, units: Units, index: int, key: str | None = None) -> str:
+def with_unit(name: str, units: Units, index: int, key: str | None = None, between: str = " ") -> str:
     """Label of an axis with its unit in brackets."""
     if isinstance(units, Mapping):
         unit = units.get(key or name, "")
@@ -58,4 +58,4 @@ def with_unit(name: str, units: Units, index: int, key: str | None = None) -> st
         unit = units or ""
     else:
         unit = units[index]
-    return f"{name} ({unit})" if unit else name
+    return f"{name}{between}({unit})" if unit else name

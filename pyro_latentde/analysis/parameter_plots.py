@@ -76,7 +76,9 @@ def plot_pair(posterior: Posterior, names: Sequence[str] | None = None, *, units
         LatentDEError: more than twelve scalars.
     """
     scalars = _scalars(posterior, list(names or posterior.samples))
-    size, labels = len(scalars), list(scalars)
+    # The unit gets a line of its own: side by side, labels of narrow panels would run into each other.
+    labels = [with_unit(name, units, 0, key=name.split("[")[0], between="\n") for name in scalars]
+    size = len(scalars)
     values = np.stack(list(scalars.values()))
     diverging = posterior.stats.get("diverging")
     bad = np.zeros(values.shape[1], bool) if diverging is None else diverging.flatten().cpu().bool().numpy()
@@ -106,9 +108,9 @@ def plot_pair(posterior: Posterior, names: Sequence[str] | None = None, *, units
                 ax.plot(values[j, bad], values[i, bad], "x", color=VERMILION, ms=4, mew=1.1, zorder=3)
             _sparse_ticks(ax, bottom=i == size - 1, left=j == 0 and i > 0)
             if i == size - 1:
-                ax.set_xlabel(with_unit(labels[j], units, 0, key=labels[j].split("[")[0]))
+                ax.set_xlabel(labels[j], fontsize=9)
             if j == 0 and i > 0:
-                ax.set_ylabel(with_unit(labels[i], units, 0, key=labels[i].split("[")[0]))
+                ax.set_ylabel(labels[i], fontsize=9)
     figure.align_labels()
     if bad.any():
         figure.text(0.99, 0.99, f"× {int(bad.sum())} divergent draws", color=VERMILION, ha="right", va="top")

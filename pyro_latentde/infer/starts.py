@@ -61,7 +61,7 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
         seed: seed of the run; the candidates of a chain depend on it and on the chain's number only.
         start: ``"auto"`` or None; a dictionary of site values, each ``(*site shape)`` for all chains or
             ``(C, *site shape)``, sites left out are searched; a ``Posterior``, or a fit with ``posterior(n)``
-            or ``sample_start(n, generator)``, whose draws are the candidates.
+            or ``sample_start(n, seed)``, whose draws are the candidates.
 
     Returns:
         ``(C, d)`` float64.
@@ -226,7 +226,7 @@ def _draws_of(start: Any, joint: LogJoint, n: int, chain: int, seed: int) -> dic
     """``n`` draws of a fit or a posterior, name -> ``(n, *site shape)``."""
     of_chain = int(chain_generators(seed, chain + 1, stream=3)[chain].integers(2**62))
     if hasattr(start, "sample_start"):
-        values = start.sample_start(n, torch.Generator().manual_seed(of_chain))
+        values = start.sample_start(n, of_chain)
     elif hasattr(start, "samples"):
         # one shuffled deck for all chains, each begins at another card: no two chains start at the same draw
         first = next(iter(start.samples.values()))

@@ -48,9 +48,7 @@ def decay_model(y, rk4_steps=20):
         "status": failed.long().reshape(()),
         "n_steps": torch.full_like(failed, rk4_steps, dtype=torch.int64),
     }
-    pyro.sample(
-        "z", dist.Delta(z, event_dim=2).mask(False), obs=z, infer={"_deterministic": True, "lde_ode": record}
-    )
+    pyro.sample("z", dist.Delta(z, event_dim=2).mask(False), obs=z, infer={"_deterministic": True, "lde_ode": record})
     pyro.sample("obs", dist.Normal(z[-1, 0], 0.1), obs=y)
 
 
@@ -60,9 +58,7 @@ def test_agrees_with_the_potential_that_pyro_makes():
     u = torch.randn(5, joint.dim, dtype=torch.float64)
     lp, grad, (failed, steps) = joint.value_and_grad(u)
     for i in range(5):
-        split = {
-            s.name: u[i, s.start : s.stop].reshape(s.flat_shape).requires_grad_(True) for s in joint.sites
-        }
+        split = {s.name: u[i, s.start : s.stop].reshape(s.flat_shape).requires_grad_(True) for s in joint.sites}
         theirs = potential(split)
         theirs.backward()
         theirs_grad = torch.cat([-split[s.name].grad.reshape(-1) for s in joint.sites])
@@ -125,6 +121,19 @@ def test_failed_solves_are_minus_infinity_with_zero_gradient_and_counted():
     assert statuses == [1] and math.isnan(by_site["obs"])
 
 
+def test_a_failed_solve_rejects_even_where_the_likelihood_does_not_look_at_it():
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        status = torch.stack([x > 5, x > 0]).long()  # two rows, the second fails for positive x
+        record = {"status": status, "n_steps": torch.tensor([3, 4])}
+        infer = {"_deterministic": True, "lde_ode": record}
+        pyro.sample("z", dist.Delta(x.reshape(1, 1), event_dim=2).mask(False), obs=x.reshape(1, 1), infer=infer)
+
+    lp, grad, (failed, steps) = LogJoint(model).value_and_grad(torch.tensor([[-1.0], [1.0]]).double())
+    assert lp.isfinite().tolist() == [True, False] and grad.tolist() == [[1.0], [0.0]]
+    assert failed.tolist() == [False, True] and steps.tolist() == [7, 7]
+
+
 def test_constrain_and_unconstrain_are_inverse():
     joint = LogJoint(mixed_model, (Y,))
     u = torch.randn(2, 3, joint.dim, dtype=torch.float64)
@@ -148,11 +157,7 @@ def test_a_support_that_depends_on_another_site():
     assert torch.allclose(joint.unconstrain(values), u, atol=1e-6)
     # density of low in log coordinates times the density of x, which is the logistic one whatever low is
     by_hand = (
-        low.log()
-        - low
-        + u[:, 0]
-        + torch.nn.functional.logsigmoid(u[:, 1])
-        + torch.nn.functional.logsigmoid(-u[:, 1])
+        low.log() - low + u[:, 0] + torch.nn.functional.logsigmoid(u[:, 1]) + torch.nn.functional.logsigmoid(-u[:, 1])
     )
     assert torch.allclose(joint.value_and_grad(u)[0], by_hand)
 
@@ -160,13 +165,7 @@ def test_a_support_that_depends_on_another_site():
 def test_float32_sites_stay_float32():
     joint = LogJoint(lambda: pyro.sample("x", dist.LogNormal(torch.zeros(2), 1.0).to_event(1)))
     lp, grad, _ = joint.value_and_grad(torch.zeros(3, 2))
-    assert (
-        joint.dtype
-        == lp.dtype
-        == grad.dtype
-        == joint.constrain(torch.zeros(3, 2))["x"].dtype
-        == torch.float32
-    )
+    assert joint.dtype == lp.dtype == grad.dtype == joint.constrain(torch.zeros(3, 2))["x"].dtype == torch.float32
 
 
 def test_the_global_random_state_is_left_alone():
@@ -208,9 +207,7 @@ def test_a_transposed_observation_names_site_and_shapes(shape):
         x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
         pyro.sample("obs", dist.Normal(x * torch.ones(5, 3, 2), 1.0).to_event(1), obs=data)
 
-    with pytest.raises(
-        ShapeError, match=r"'obs': the model predicts \(batch 5, 3 \| event 2\) but the data is"
-    ):
+    with pytest.raises(ShapeError, match=r"'obs': the model predicts \(batch 5, 3 \| event 2\) but the data is"):
         LogJoint(model)
 
 

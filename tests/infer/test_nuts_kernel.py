@@ -68,10 +68,7 @@ def test_means_and_covariances_of_a_correlated_gaussian(dense):
 
 
 def test_a_dense_metric_needs_fewer_steps_on_a_correlated_gaussian():
-    steps = [
-        sample(gaussian(correlated()), 5, 0, dense_mass=d).stats["n_steps"][500:].mean()
-        for d in (True, False)
-    ]
+    steps = [sample(gaussian(correlated()), 5, 0, dense_mass=d).stats["n_steps"][500:].mean() for d in (True, False)]
     assert steps[0] < 0.7 * steps[1]
 
 
@@ -195,6 +192,30 @@ def test_failing_regions_are_divergences_and_the_chain_goes_on(bad):
     assert np.array_equal(stats_["ode_failed"] > 0, stats_["diverging"])
     assert np.array_equal(stats_["ode_steps"], 5 * stats_["n_steps"])
     assert np.isfinite(stats_["lp"]).all() and np.isfinite(stats_["energy"]).all()
+
+
+def test_a_trajectory_grows_on_both_sides_and_visits_no_point_twice():
+    # on an almost flat density leapfrog points lie evenly on a line through the start
+    both_sides = 0
+    for seed in range(20):
+        asked = []
+
+        def density(q, asked=asked):
+            asked.append(q.copy())
+            return -0.5e-8 * q @ q, -1e-8 * q
+
+        record = ChainRecord(1, 1)
+        chain = run_chain(np.zeros(1), record, np.random.default_rng(seed), num_warmup=0, num_samples=1)
+        q = next(chain)
+        while record.count == 0:
+            try:
+                q = chain.send((*density(q), False, 0))
+            except StopIteration:
+                break
+        x = np.sort(np.array([0.0, *(q[0] for q in asked[-record.num_gradients :])]))
+        assert np.diff(x).min() > 0.2 * np.diff(x).max() > 0
+        both_sides += x[0] < 0 < x[-1]
+    assert both_sides >= 10
 
 
 def test_statistics_belong_together():

@@ -144,8 +144,8 @@ def test_starts_from_a_posterior_and_from_a_fit():
             )
 
     class Sampler:
-        def sample_start(self, n, generator):
-            return {"a": torch.randn(n, generator=generator) + 20, "b": torch.ones(n, 2)}
+        def sample_start(self, n, seed):
+            return {"a": torch.randn(n, generator=torch.Generator().manual_seed(seed)) + 20, "b": torch.ones(n, 2)}
 
     for start, where in ((posterior, 100), (Fit(), 50), (Sampler(), 20)):
         starts = find_starts(joint, 4, seed=0, start=start)

@@ -3,6 +3,7 @@
 
 import functools
 import logging
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -92,7 +93,7 @@ def test_normal_guides_with_vectorized_particles(kind):
     fitted(guide, steps=200, num_particles=8, vectorize_particles=True, max_plate_nesting=0)
     mean, sd = reference()["u"]
     with pyro.plate("draws", 2000, dim=-1):
-        u = guide(DATA)["k"].log()
+        u = guide(DATA)["k"].detach().log()
     # 2,000 draws: the sampling error of mean is .022 sd, of sd 1.6 %; fixed seed
     assert abs(float(u.mean()) - mean) < 0.15 * sd and abs(float(u.std()) / sd - 1) < 0.15
 
@@ -163,31 +164,24 @@ def test_the_model_under_vmap_over_draws(engine):
     assert_close(gradient, torch.autograd.grad(expected.sum(), rates)[0], rtol=1e-3, atol=1e-2)
 
 
-def blow_up(t, y, k):
-    return k * y * y
-
-
 def fragile(data):
-    """Ends before the last time where k > 1/2."""
-    k = pyro.sample("k", dist.LogNormal(scalar(-1.0), 0.5))
-    z = lde.ode("z", blow_up, torch.ones(1, dtype=torch.float64), TIMES, k, max_steps=300)
-    pyro.sample("x", dist.Normal(z, 0.5).to_event(2), obs=data)
+    """The limit on steps is exceeded where k is above about 1, in half of the posterior."""
+    k = pyro.sample("k", dist.LogNormal(scalar(0.0), 0.5))
+    z = lde.ode("z", decay, START, TIMES, k, event_dims={"p": 0}, max_steps=13)
+    pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=data)
 
 
 def failing_guide(data):
     pyro.sample("k", dist.Delta(scalar(3.0)))
 
 
-FRAGILE = (1 / (1 - 0.3 * TIMES))[:, None]
-
-
 def test_a_failed_solve_in_svi_needs_validation_off():
     svi = SVI(fragile, failing_guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     with pytest.raises(ValueError, match="(?s)Expected parameter loc.*nan"):
-        svi.step(FRAGILE)
+        svi.step(DATA)
     pyro.enable_validation(False)
     with pytest.warns(UserWarning, match="NaN"):
-        assert svi.step(FRAGILE) != svi.step(FRAGILE)  # NaN
+        assert math.isnan(svi.step(DATA))
 
 
 def run_nuts(model, *args, seed=0, chains=1, warmup=100, samples=150, **keywords):
@@ -207,14 +201,16 @@ def test_pyro_nuts_finds_the_posterior():
 
 
 def test_pyro_nuts_goes_on_where_solves_fail():
-    """Pyro switches validation off; NaN is a density of zero, so the draws stay where the solution exists."""
-    mcmc = run_nuts(fragile, FRAGILE, warmup=60, samples=60)
+    """Pyro switches validation off; NaN is a density of zero, so the draws stay where the solver arrives."""
+    mcmc = run_nuts(fragile, exact(scalar(1.0)), warmup=60, samples=100)
     k = mcmc.get_samples()["k"]
-    assert float(k.max()) < 0.5 and abs(float(k.mean()) - 0.3) < 0.1
+    ends = lde.odesolve(decay, START, TIMES, k, event_dims={"p": 0}, max_steps=13, on_failure="nan")
+    assert ends.ok.all() and float(k.max()) > 0.8
 
 
-def test_forked_chains_after_solves_in_the_parent():
+def test_forked_chains_after_solves_in_the_parent(monkeypatch):
     """The parent has kernels, threads and stored steps; children of a fork must neither hang nor share what they draw."""
+    monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 4)  # else Pyro runs them one after another
     batch = torch.linspace(0.1, 1.0, 64, dtype=torch.float64).requires_grad_()
     lde.set_num_threads(2)
     lde.odesolve(decay, START, TIMES, batch, event_dims={"p": 0}).ys.sum().backward()
