@@ -29,9 +29,12 @@ __all__ = ["ENGINES", "BatchedLogJoint"]
 
 ENGINES = ("auto", "loop", "eager", "traced", "compiled")
 
-# Compiling costs 6 - 25 s and then saves about .2 ms a call over a record replayed by TorchScript's
-# interpreter.
+_SLOW = ("loop", "eager")  # worth a warning unless asked for
+
+# Compiling costs 6 - 25 s. It then saves about .2 ms a call over a record that TorchScript's interpreter
+# replays, and 1.5 ms over one that this interpreter refuses, so that Python replays it.
 CALLS_WORTH_COMPILING = 100_000
+CALLS_WITHOUT_SCRIPT = 12_000
 
 _log = logging.getLogger("pyro_latentde")
 
@@ -62,19 +65,16 @@ class BatchedLogJoint:
         [[-1.0], [-1.0], [-1.0], [-1.0]]
     """
 
-    def __init__(
-        self, joint: LogJoint, probe: np.ndarray, engine: str = "auto", expected_calls: int = 10_000
-    ) -> None:
+    def __init__(self, joint: LogJoint, probe: np.ndarray, engine: str = "auto", expected_calls: int = 10_000) -> None:
         if engine not in ENGINES:
             raise LatentDEError(f"log_joint_engine: expected one of {ENGINES}, got {engine!r}.")
         self.joint, self.num_calls = joint, 0
         elsewhere = probe + 0.1 * np.sin(np.arange(probe.size)).reshape(probe.shape)
         self._probes = [self._tensor(probe), self._tensor(elsewhere)]
-        wanted = engine
-        if engine == "auto":
-            wanted = "compiled" if expected_calls >= CALLS_WORTH_COMPILING else "traced"
-        self.engine, self.reason, self._call = self._build(wanted)
-        tell = _log.info if self.engine == wanted else _log.warning
+        self._expected_calls = expected_calls
+        self.engine, self.reason, self._call = self._build(engine)
+        as_wished = engine == self.engine or (engine == "auto" and self.engine not in _SLOW)
+        tell = _log.info if as_wished else _log.warning
         tell("log-joint engine %r: %s", self.engine, self.reason)
 
     def __call__(self, u: np.ndarray) -> tuple[list[float], np.ndarray, list[bool], list[int]]:
@@ -109,13 +109,14 @@ class BatchedLogJoint:
             trouble = _first_line(error)
         if trouble:
             return "eager", f"recording the model failed ({trouble})", eager
+        if wanted == "auto":
+            pays = CALLS_WITHOUT_SCRIPT if traced is graph else CALLS_WORTH_COMPILING
+            wanted = "compiled" if self._expected_calls >= pays else "traced"
         if wanted == "traced":
             return "traced", "the model's tensor operations are recorded and replayed", traced
         return self._compile(graph, traced, expected)
 
-    def _compile(
-        self, graph: torch.fx.GraphModule, traced: Callable, expected: list
-    ) -> tuple[str, str, Callable]:
+    def _compile(self, graph: torch.fx.GraphModule, traced: Callable, expected: list) -> tuple[str, str, Callable]:
         if self.joint.device.type == "cpu" and not _has_compiler():
             return "traced", "torch.compile needs a C++ compiler and none was found", traced
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of ``PyroModule`` vector fields: each is a site of the model once per solve, and one value throughout the solve."""
+"""Weights of ``PyroModule`` vector fields: each one site of the model and one value throughout a solve."""
 
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -58,8 +58,10 @@ def held_weights(f: Callable) -> Iterator[Callable | BoundField]:
 def _batch_hint(sites: dict[str, dict[str, Any]]) -> str:
     """Matrices drawn without ``to_event`` look like plates."""
     loose = [(n, tuple(s["fn"].batch_shape)) for n, s in sites.items() if s["type"] == "sample" and s["fn"].batch_shape]
+    if not loose:
+        return ""
     told = ", ".join(f"{name} has batch shape {shape}" for name, shape in loose)
-    return f" The sampled weight {told}: if that is no plate, end its prior with .to_event({len(loose[0][1])})." if loose else ""
+    return f" The sampled weight {told}: if that is no plate, end its prior with .to_event({len(loose[0][1])})."
 
 
 def _holding(f: Callable, contexts: Sequence[Any], values: dict[str, Tensor]) -> Callable:
@@ -101,9 +103,9 @@ class _Hold(Messenger):
             msg["value"], msg["done"], msg["stop"] = self.values[name], True, True
         elif msg["type"] in ("sample", "param"):
             raise SolveError(
-                f"the vector field calls pyro.{msg['type']}({name!r}) while it is solved, but it is evaluated many times and must "
-                "be a function: do so before lde.ode and pass the value in params, or declare it in a PyroModule field "
-                "(PyroSample, PyroParam)."
+                f"the vector field calls pyro.{msg['type']}({name!r}) while it is solved, but it is evaluated many "
+                "times and must be a function: do so before lde.ode and pass the value in params, or declare it in a "
+                "PyroModule field (PyroSample, PyroParam)."
             )
 
 

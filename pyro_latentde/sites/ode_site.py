@@ -32,14 +32,15 @@ def ode(
 ) -> Any:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` and record the trajectory as the deterministic site ``name``.
 
-    Works under every Pyro handler (``trace``, ``replay``, ``condition``, ``block``, ``mask``, ``scale``, ``do``, ...), in plates,
-    with vectorized particles and ``Predictive(parallel=True)``. Under a handler a failed row is NaN, which inference treats as log-density
-    minus infinity; without one it raises. In your own ``SVI.step`` Pyro's validation raises on NaN: switch it off with
-    ``pyro.enable_validation(False)``, or use ``infer.fit_svi``.
+    Works under every Pyro handler (``trace``, ``replay``, ``condition``, ``block``, ``mask``, ``scale``, ``do``),
+    in plates, with vectorized particles and ``Predictive(parallel=True)``. Under a handler a failed row is NaN, which
+    inference treats as log-density minus infinity; without one it raises. In your own ``SVI.step`` Pyro's validation
+    raises on NaN: switch it off with ``pyro.enable_validation(False)``, or use ``infer.fit_svi``.
 
     Args:
         name: Name of the site.
-        f: Vector field ``f(t, y, p)``; a ``PyroModule`` too, also with ``PyroSample`` weights.
+        f: Vector field ``f(t, y, p)``; a ``PyroModule`` too, or a function that reaches one: its sampled weights are
+            drawn once for the whole solve, as sites of the model.
         y0: Initial state, ``(*batch, D)``, or a dict or named tuple.
         times: Output times, ``(T,)`` or ``(*batch, T)``.
         params: Parameters; leading dimensions are batch (plates, chains, particles).
@@ -50,8 +51,8 @@ def ode(
             :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from outside.
 
     Returns:
-        The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is conditioned on, the
-        given value.
+        The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is
+        conditioned on, the given value.
 
     Raises:
         SolveError: If rows fail and no Pyro handler is active, or for settings that cannot be met.
@@ -105,8 +106,7 @@ def _stacked(solution: Solution) -> Tensor:
 def _state_names(states: Sequence[str] | None, solution: Solution) -> tuple[str, ...] | None:
     shape = solution.shape_of_state
     if states is None:
-        own = [(n, e.numel()) for n, e in zip(shape.names, shape.events, strict=True)] if shape.names else []
-        return tuple(n if size == 1 else f"{n}[{i}]" for n, size in own for i in range(size)) or None
+        return shape.coordinates
     if isinstance(states, str) or len(states) != shape.size:
         told = repr(states) if isinstance(states, str) else f"{len(states)} names {tuple(states)}"
         raise ShapeError(f"states expects one name per coordinate, {shape.size} in all; got {told}.")

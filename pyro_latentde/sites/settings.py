@@ -5,7 +5,6 @@ The settings lie on a ``ContextVar`` stack and not on Pyro's handler stack: a me
 ``block(hide_all=True)`` and never be recorded, so settings could not reach a site inside an ELBO.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +14,7 @@ import pyro
 from torch import Tensor
 
 from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.engines import ENGINES
 from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.settings import GRADIENTS
@@ -38,12 +38,12 @@ def _valid_method(name: str) -> None:
 
 def _valid_engine(name: str) -> None:
     if name not in ENGINES:
-        raise SolveError(f"unknown engine {name!r}; expected one of {', '.join(ENGINES)}.")
+        raise SolveError(not_among("engine", name, ENGINES))
 
 
 def _valid_gradient(name: str) -> None:
     if name not in GRADIENTS:
-        raise SolveError(f"unknown gradient {name!r}; expected one of {', '.join(GRADIENTS)}.")
+        raise SolveError(not_among("gradient", name, GRADIENTS))
 
 
 def _valid_max_steps(count: int) -> None:
@@ -63,7 +63,8 @@ pyro.settings.register("latentde_max_steps", __name__, "latentde_max_steps", _va
 def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[None]:
     """Change how the ``lde.ode`` sites inside are solved, without touching the model.
 
-    Nested, the innermost setting of a keyword wins; settings written at the site itself are weaker than those from outside.
+    Nested, the innermost setting of a keyword wins; settings written at the site itself are weaker than those from
+    outside.
 
     Args:
         sites: Names of the sites it holds for; all by default.
@@ -90,7 +91,7 @@ def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[N
 
 
 def site_settings(name: str, own: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one site: defaults, then its own, then those from outside, outermost first; None is the default."""
+    """The settings of one site: its own, then those from outside, outermost first; None is the default."""
     _check_keywords("ode", own)
     chosen = dict(own)
     for names, settings in _SETTINGS.get():
@@ -108,9 +109,7 @@ def site_settings(name: str, own: dict[str, Any]) -> dict[str, Any]:
 def _check_keywords(caller: str, settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if key not in KEYWORDS:
-            close = difflib.get_close_matches(key, KEYWORDS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise SolveError(f"{caller}() has no setting {key!r}; expected one of {', '.join(KEYWORDS)}.{hint}")
+            raise SolveError(not_among(f"settings of {caller}()", key, KEYWORDS))
         if value is not None and key in _VALID:
             _VALID[key](value)
 

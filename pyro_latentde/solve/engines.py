@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.problem import Problem
@@ -41,7 +42,7 @@ def choose_engine(problem: Problem, method: Method, engine: str, gradient: str) 
         SolveError: For an unknown engine, or ``engine="fused"`` where the field cannot be compiled.
     """
     if engine not in ENGINES:
-        raise SolveError(f"unknown engine {engine!r}; expected one of {', '.join(ENGINES)}.")
+        raise SolveError(not_among("engine", engine, ENGINES))
     if gradient == "adjoint":
         if engine in ("auto", "torchdiffeq"):
             return "torchdiffeq", 'gradient="adjoint" is the continuous adjoint of torchdiffeq'

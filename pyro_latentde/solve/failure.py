@@ -13,7 +13,7 @@ __all__ = ["failure_message"]
 _ADVICE = {
     Status.MAX_STEPS: "raise max_steps, loosen rtol, or look whether these parameters make the system stiff",
     Status.UNDERFLOW: "look whether the solution blows up or the system is stiff at these parameters",
-    Status.NON_FINITE: "look for a logarithm, root or division that leaves its domain, or an initial state that is not finite",
+    Status.NON_FINITE: "look for a logarithm, root or division that leaves its domain at these parameters",
 }
 
 
@@ -40,12 +40,25 @@ def failure_message(problem: Problem, status: np.ndarray, ys: Tensor) -> str:
         f"{name}: {_short(_row(problem, 3 + k, row))}" for k, name in enumerate(problem.names[: problem.own])
     )
     state = _short(_row(problem, 0, row))
-    advice = _ADVICE.get(Status(int(codes[row])), "")
+    advice = _given_badly(problem, row) or _ADVICE.get(Status(int(codes[row])), "")
     return (
         f"{len(failed)} of {len(codes)} trajectories failed: {kinds}.{where} failed after t={last:g} (of {start:g}.."
-        f"{float(times[-1]):g}), y0 {state}, parameters {{{values}}}. To go on with NaN in these rows, "
-        f'on_failure="nan". Try: {advice}.'
+        f"{float(times[-1]):g}), y0 {state}, parameters {{{values}}}. Try: {advice}. To go on with NaN in such rows: "
+        'odesolve(..., on_failure="nan"); lde.ode does so under every Pyro handler.'
     )
+
+
+def _given_badly(problem: Problem, row: int) -> str:
+    """Which input of the row is not finite, if one is."""
+    y0 = peek(_row(problem, 0, row))
+    for i in np.flatnonzero(~np.isfinite(y0))[:1] if y0 is not None else ():
+        name = (problem.info.state.coordinates or {i: f"y0[{i}]"})[i]
+        return f"make the initial state finite, {name} is {y0[i]:g} in this row"
+    for k, name in enumerate(problem.names):
+        values = peek(_row(problem, 3 + k, row))
+        if values is not None and not np.isfinite(values).all():
+            return f"make the parameters finite, {name} is not"
+    return ""
 
 
 def _row(problem: Problem, k: int, row: int) -> Tensor:

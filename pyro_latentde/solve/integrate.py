@@ -49,7 +49,7 @@ def odesolve(
         times: Output times, ``(T,)`` or ``(*batch, T)``. Decreasing times integrate backwards; repeated times are replicates.
         params: Tensor, float, or dict, list, tuple or named tuple of these; leading dimensions are batch.
         t0: Time of ``y0``, ``()`` or ``(*batch,)``; the first time by default, needed where the times are unsorted.
-        method: ``"tsit5"`` (default), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``; with a fixed step also ``rk4``, ``midpoint``,
+        method: ``"tsit5"`` (default; dopri5 where torchdiffeq solves), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``; with a fixed step also ``rk4``, ``midpoint``,
             ``euler``.
         rtol: Relative tolerance; 1e-6 for float64, 1e-4 for float32.
         atol: Absolute tolerance in units of y; 1e-8 for float64, 1e-6 for float32.
@@ -85,6 +85,8 @@ def odesolve(
         >>> rate.grad.item().__round__(4)
         -0.7358
     """
+    if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
+        method = "dopri5"  # torchdiffeq has no tsit5
     settings = SolveSettings.checked(method, rtol, atol, step_size, gradient, max_steps, on_failure, replay)
     problems = pose(f, y0, times, params, t0, event_dims)
     first = problems[0]
@@ -158,6 +160,11 @@ def _join(problem: Problem, parts: list[Rows]) -> Rows:
 def _by_torchdiffeq(problem: Problem, method: Method, settings: SolveSettings) -> Rows:
     from pyro_latentde.solve.adapters.torchdiffeq import solve_torchdiffeq
 
+    if torch._C._are_functorch_transforms_active():
+        raise SolveError(
+            'engine="torchdiffeq" (also gradient="adjoint") does not run under vmap, grad and other torch.func transforms, '
+            'which infer.nuts uses too. Try engine="auto" with gradient="discrete".'
+        )
     rows = [t.expand(problem.rows, *t.shape) if s else t for t, s in zip(problem.tensors, problem.shared, strict=True)]
     leaves, shared = problem.tensors[3:], problem.shared[3:]
     out = solve_torchdiffeq(

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from pyro_latentde.errors import GradientPathError
+from pyro_latentde.errors import GradientPathError, ShapeError
 
 __all__ = ["Lift", "Untraceable", "in_fresh_thread", "is_wrapped", "stand_in"]
 
@@ -112,6 +112,11 @@ def _refuse_gradient(value: torch.Tensor) -> torch.Tensor:
 def _computed_positions(tensor: torch.Tensor, key: Any) -> tuple[torch.Tensor, Any]:
     """``x[i]`` with a 0-d integer tensor i reads i's value in Python; selecting with a 1-d index does not."""
     parts = list(key) if isinstance(key, tuple) else [key]
+    if any(isinstance(part, str) for part in parts):
+        raise ShapeError(
+            f"the vector field reads [{key!r}] of a tensor of shape {tuple(tensor.shape)}: names need params (or y0) as a dict, "
+            f"{{{key!r}: ...}}."
+        )
     if any(part is Ellipsis for part in parts):
         return tensor, key
     dim = 0

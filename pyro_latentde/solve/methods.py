@@ -11,10 +11,10 @@ Every interpolant is at most one order below its method, so that outputs between
 outputs at steps.
 """
 
-import difflib
 from dataclasses import dataclass
 
 from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve import dop853_table
 
 __all__ = ["METHODS", "Method", "get_method"]
@@ -278,6 +278,4 @@ def get_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    close = difflib.get_close_matches(str(name), METHODS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise SolveError(f"method: expected one of {', '.join(METHODS)}; got {name!r}.{hint}")
+    raise SolveError(not_among("method", name, METHODS))

@@ -77,15 +77,26 @@ def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tens
         _check_floating("y0", y0)
         if y0.ndim == 0:
             raise ShapeError("y0 has no dimension; expected (*batch, D): one state is a vector of length 1, y0.reshape(1).")
+        if y0.shape[-1] == 0:
+            raise ShapeError(f"y0 has shape {tuple(y0.shape)}; expected (*batch, D) with at least one state.")
         return StateShape(None, (y0.shape[-1:],), ()), y0
     if isinstance(y0, (int, float, list, np.ndarray)):
-        raise ShapeError(f"y0 is a {type(y0).__name__}; expected a tensor (*batch, D), or a dict or named tuple of tensors.")
+        raise ShapeError(
+            f"y0 is of type {type(y0).__name__}; expected a tensor (*batch, D), for example torch.tensor([1.0, 2.0]), or a dict "
+            "or named tuple of tensors."
+        )
     pairs, spec = tree_flatten_with_path(y0)
     names, leaves = Parameters.paths(pairs), [leaf for _, leaf in pairs]
     if not leaves or not all(isinstance(x, Tensor) for x in leaves):
-        raise ShapeError(f"a structured y0 holds one tensor per state; got {y0!r}.")
+        kinds = ", ".join(f"{n}: {type(x).__name__}" for n, x in zip(names, leaves, strict=True))
+        raise ShapeError(f"a structured y0 holds one tensor per state, torch.tensor(1.0); got {{{kinds}}}.")
     for name, leaf in zip(names, leaves, strict=True):
         _check_floating(f"y0[{name!r}]", leaf)
+        if leaf.dtype != leaves[0].dtype or leaf.device != leaves[0].device:
+            raise ShapeError(
+                f"the states of y0 differ: {names[0]} is {leaves[0].dtype} on {leaves[0].device}, {name} is {leaf.dtype} on "
+                f"{leaf.device}; make them the same, for example y0[{name!r}].to(y0[{names[0]!r}])."
+            )
     ranks = [event_dims.get(name, 0) for name in names]
     events = tuple(x.shape[x.ndim - r :] for x, r in zip(leaves, ranks, strict=True))
     batches = [x.shape[: x.ndim - r] for x, r in zip(leaves, ranks, strict=True)]
@@ -95,8 +106,10 @@ def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tens
 
 
 def _check_floating(name: str, x: Tensor) -> None:
-    if not x.dtype.is_floating_point:
-        raise ShapeError(f"{name} has dtype {x.dtype}; a state must be floating point: {name}.double() or {name}.float().")
+    if x.dtype in (torch.float64, torch.float32):
+        return
+    what = "its real and imaginary parts as states" if x.dtype.is_complex else f"{name}.double() or {name}.float()"
+    raise ShapeError(f"{name} has dtype {x.dtype}; expected torch.float64 or torch.float32: {what}.")
 
 
 def pose(
@@ -117,10 +130,13 @@ def pose(
     f = bound.f if bound is not None else f
     if not callable(f):
         raise ShapeError(f"the vector field must be callable as f(t, y, p); got {type(f).__name__}.")
+    if event_dims is not None and not isinstance(event_dims, dict):
+        raise ShapeError(f'event_dims = {event_dims!r}; expected a dict by name, {{"k": 1}}; a single tensor is called "p".')
     given = dict(event_dims or {})
     state, y0 = flatten_state(y0, given)
     parameters = Parameters.of(params, y0)
-    own_dims = {k: v for k, v in given.items() if k not in state.names}
+    _check_devices(parameters, y0)
+    own_dims = {k: v for k, v in given.items() if k not in state.names or k in parameters.names}
     times, t0 = _as_times("times", times, y0), None if t0 is None else _as_times("t0", t0, y0)
     if times.ndim == 0 or times.shape[-1] == 0:
         raise ShapeError(f"times has shape {tuple(times.shape)}; expected (T,) or (*batch, T) with T at least 1.")
@@ -139,9 +155,19 @@ def pose(
     ]
 
 
+def _check_devices(parameters: Parameters, y0: Tensor) -> None:
+    for name, leaf in zip(parameters.names, parameters.leaves, strict=True):
+        if leaf.device != y0.device:
+            raise ShapeError(f"parameter {name} is on {leaf.device}, y0 on {y0.device}: {name}.to({str(y0.device)!r}).")
+
+
 def _as_times(name: str, value: Any, y0: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype != y0.dtype or value.device != y0.device:
-        value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
+        try:
+            value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(value).__name__
+            raise DataError(f"{name} of type {kind} cannot be read as numbers; expected a tensor or a list: {error}.") from error
     seen = peek(value)
     if seen is not None and not np.isfinite(seen).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
@@ -192,7 +218,7 @@ def _broadcast(shapes: Sequence[torch.Size], names: Sequence[str], full: Sequenc
     told = ", ".join(f"{n}: batch {tuple(s)}" for n, s in zip(names, shapes, strict=True) if s)
     hint = ""
     for n, s, whole in zip(names, shapes, full or [()] * len(names), strict=True):
-        others = [o for m, o in zip(names, shapes, strict=True) if m != n]
+        others = [o for m, o in zip(names, shapes, strict=True) if m != n and {m, n} != {"t0", "times"}]
         if len(whole) == 2 and s and _fits([torch.Size(whole[1:]), *others]):
             hint = f" Did you mean {n}.transpose(0, 1), of shape {whole[::-1]}?"
     raise ShapeError(f"the batch dimensions do not broadcast: {told}.{hint}")

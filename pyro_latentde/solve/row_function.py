@@ -88,15 +88,15 @@ def _rows_op(number: int, rows: int, shared: Sequence[bool], tensors: Sequence[T
 
 
 @_rows_op.register_fake
-def _(number: int, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
-    return _REGISTRY[number].outputs(rows, tuple(shared), tensors)
+def _(number: int, rows: int, shared: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return _REGISTRY[number].outputs(rows, tuple(map(bool, shared)), tensors)
 
 
 def _run(function: RowFunction, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
     # the dispatcher costs more than a small solve: take it only where something is listening
     if torch._C._len_torch_dispatch_stack() > 0 or any(type(t) not in _PLAIN for t in tensors):
         _TRACED[function.number] = function
-        return _rows_op(function.number, rows, list(shared), [_plain(t) for t in tensors])
+        return _rows_op(function.number, rows, [int(s) for s in shared], [_plain(t) for t in tensors])
     return function.run(rows, shared, tensors)
 
 

@@ -5,12 +5,14 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_latentde.errors import ShapeError, SolveError
+from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.solution import Solution
@@ -45,6 +47,10 @@ class SolveSettings:
         replay: Solution | None,
     ) -> "SolveSettings":
         """Raise :class:`SolveError` for what cannot be."""
+        if replay is not None and not isinstance(replay, Solution):
+            raise SolveError(f"replay= expects the Solution whose steps are taken again; got {type(replay).__name__}.")
+        if not isinstance(max_steps, Integral) or max_steps < 1:
+            raise SolveError(f"max_steps = {max_steps!r}; expected a whole number of at least 1.")
         for name, value in (("rtol", rtol), ("atol", atol), ("step_size", step_size)):
             if isinstance(value, Tensor):
                 raise SolveError(f"{name} is a tensor; expected a number: tolerances and steps are settings, not parameters.")
@@ -87,7 +93,8 @@ class SolveSettings:
         steps = self.replay.steps.detach()
         if steps.shape[:-1] != problem.batch:
             raise ShapeError(
-                f"replay= is a solution of batch shape {tuple(steps.shape[:-1])}; this problem's is {tuple(problem.batch)}."
+                f"replay= is a solution of batch shape {tuple(steps.shape[:-1])}; this problem's is {tuple(problem.batch)}. "
+                "Every row takes its own steps: solve both with the same batch."
             )
         return steps.reshape(problem.rows, -1)
 
@@ -105,14 +112,16 @@ def _checked(
 ) -> SolveSettings:
     chosen = get_method(method)
     for name, value in (("rtol", rtol), ("atol", atol), ("step_size", step_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise SolveError(f"{name} = {value!r}; expected a number.")
         if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name != "step_size"))):
             raise SolveError(f"{name} = {value}; expected a positive number.")
     if gradient not in GRADIENTS:
-        raise SolveError(f"unknown gradient {gradient!r}; expected one of {', '.join(GRADIENTS)}.")
+        raise SolveError(not_among("gradient", gradient, GRADIENTS))
     if on_failure not in ("raise", "nan"):
-        raise SolveError(f'unknown on_failure {on_failure!r}; expected "raise" or "nan".')
-    if max_steps < 1:
-        raise SolveError(f"max_steps = {max_steps}; expected at least 1.")
+        raise SolveError(not_among("on_failure", on_failure, ("raise", "nan")))
+    if rtol == 0 and atol == 0:
+        raise SolveError("rtol and atol are both 0: no step is small enough; expected one of them to be positive.")
     if not chosen.adaptive and step_size is None and not replayed:
         raise SolveError(
             f"method {chosen.name!r} has no error estimate: give step_size=, or use tsit5, dopri5, bosh3, dopri8 or heun."

@@ -28,6 +28,12 @@ class StateShape:
     def size(self) -> int:
         return sum(e.numel() for e in self.events)
 
+    @property
+    def coordinates(self) -> tuple[str, ...] | None:
+        """Names of the D coordinates where the user's structure gives them: ``("u", "v[0]", "v[1]")``."""
+        sizes = [(name, event.numel()) for name, event in zip(self.names, self.events, strict=False)]
+        return tuple(n if size == 1 else f"{n}[{i}]" for n, size in sizes for i in range(size)) or None
+
     def unflatten(self, flat: Tensor) -> Any:
         """``(..., D)`` to the user's structure of ``(..., *event)``."""
         if self.spec is None:
@@ -59,10 +65,11 @@ class StateShape:
             return derivative
         leaves, spec = tree_flatten(derivative)
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
-        if spec != self.spec or shapes != [tuple(e) for e in self.events]:
+        expected = [tuple(e) for e in self.events]
+        if spec != self.spec or shapes != expected:
             raise ShapeError(
-                f"the vector field returned a structure that is not the state's: got {spec} with shapes {shapes}, "
-                f"expected {self.spec} with shapes {[tuple(e) for e in self.events]}."
+                f"the vector field returned another structure than the state's: got {tree_unflatten(shapes, spec)}, expected "
+                f"{tree_unflatten(expected, self.spec)} (shapes of dy/dt, one per state)."
             )
         return torch.cat([x.reshape(-1) for x in leaves])
 
@@ -109,6 +116,11 @@ class Parameters:
             else:
                 fixed.append((i, value))
         return cls(tuple(names), tuple(leaves), spec, tuple(fixed), len(pairs))
+
+    @property
+    def given(self) -> bool:
+        """Whether there are parameters at all."""
+        return bool(self.leaves) or not (len(self.fixed) == 1 and self.fixed[0][1] is None)
 
     def blank(self) -> "Parameters":
         """Without the tensors, to keep."""

@@ -10,15 +10,16 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_latentde.errors import GradientPathError, ShapeError, SolveError
+from pyro_latentde.errors import ShapeError
 from pyro_latentde.solve.field_key import Walk, walk_field
 from pyro_latentde.solve.lift import Lift, in_fresh_thread, is_wrapped, stand_in
+from pyro_latentde.solve.misfit import ambiguity, check_result, misfit
 from pyro_latentde.solve.structure import Parameters, StateShape
 
 __all__ = ["BoundField", "FieldInfo", "StateShape", "clear_fields", "Parameters", "examine", "row_of"]
@@ -158,8 +159,8 @@ class _Row:
         return out, [x for x in lift.captured if x.dtype.is_floating_point]
 
 
-def _arguments(f: Callable) -> int:
-    """2 for ``f(t, y)``, 3 for ``f(t, y, p)``."""
+def _arguments(f: Callable, given: bool) -> int:
+    """2 for ``f(t, y)``, 3 for ``f(t, y, p)``; a third argument with a default stays so without parameters."""
     target = f.forward if isinstance(f, torch.nn.Module) else f
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -174,7 +175,7 @@ def _arguments(f: Callable) -> int:
             f"a vector field is called as f(t, y, p) (or f(t, y) without parameters); got a callable with the arguments "
             f"({', '.join(p.name for p in parameters)})."
         )
-    return min(len(positional), 3)
+    return 2 if required <= 2 and not given else min(len(positional), 3)
 
 
 def _examine(
@@ -188,13 +189,14 @@ def _examine(
     walk: Walk,
 ) -> tuple[FieldInfo, list[Tensor]]:
     names, leaves = params.names, params.leaves
-    info = FieldInfo(_arguments(f), state, params.blank(), (), None)
+    info = FieldInfo(_arguments(f, params.given), state, params.blank(), (), None)
     if info.arguments == 2 and leaves:
         raise ShapeError("parameters were given, but the vector field takes only (t, y); write it as f(t, y, p).")
     row = in_fresh_thread(lambda: _Row(f, info, state, y0, t, bound))
     unknown = set(event_dims) - set(names)
     if unknown:
-        raise ShapeError(f"event_dims names {sorted(unknown)}, but the parameters are {sorted(names)}.")
+        known = sorted({*names, *state.names})
+        raise ShapeError(f"event_dims names {sorted(unknown)}; expected names of parameters or states: {known}.")
     readings = _readings(names, leaves, event_dims, y0.shape[:-1])
 
     def attempt() -> tuple[list, list]:
@@ -210,18 +212,46 @@ def _examine(
                 misses.append((ranks, error))
         return fits, misses
 
+    def works(exchanged: bool, y0: Tensor, leaves: Sequence[Tensor]) -> bool:
+        return in_fresh_thread(lambda: _works(row.f, info, exchanged, y0, t, leaves, event_dims))
+
     fits, misses = in_fresh_thread(attempt)
     if not fits:
-        raise _explain(row, leaves, misses, state)
+        raise misfit(names, leaves, y0, misses, works)
     if len(fits) > 1:
-        raise ShapeError(_ambiguous(names, leaves, [ranks for ranks, *_ in fits]))
+        raise ambiguity(names, leaves, [ranks for ranks, *_ in fits])
     ranks, out, captured = fits[0]
-    _check_result(out, y0)
+    check_result(out, y0)
     info.ranks, info.captured_count = ranks, len(captured)
     positions = {id(x): i for i, x in enumerate(walk.tensors)}
     if all(id(x) in positions for x in captured):
         info.captured = tuple(positions[id(x)] for x in captured)
     return info, captured
+
+
+def _works(
+    f: Callable,
+    info: FieldInfo,
+    exchanged: bool,
+    y0: Tensor,
+    t: Tensor,
+    leaves: Sequence[Tensor],
+    event_dims: dict[str, int],
+) -> bool:
+    """Whether the field would do if it were called otherwise."""
+    if info.state.spec is not None:
+        return False
+    state = StateShape(None, (y0.shape[-1:],), ())
+    other = replace(info, state=state)
+    turned = (lambda t, y, *p: f(y, t, *p)) if exchanged else f
+    for ranks in _readings(info.params.names, leaves, event_dims, y0.shape[:-1]):
+        try:
+            out, _ = _Row(turned, other, state, y0, t, None).call(_rows_of(leaves, ranks))
+        except Exception:
+            continue
+        if tuple(out.shape) == (state.size,) and out.device == y0.device:
+            return True
+    return False
 
 
 def _readings(names: Sequence[str], leaves: Sequence[Tensor], event_dims: dict[str, int], batch: torch.Size) -> list[tuple[int, ...]]:
@@ -247,54 +277,3 @@ def _readings(names: Sequence[str], leaves: Sequence[Tensor], event_dims: dict[s
 
 def _broadcasts(a: torch.Size, b: torch.Size) -> bool:
     return all(x == y or x == 1 or y == 1 for x, y in zip(a[::-1], b[::-1], strict=False))
-
-
-def _check_result(out: Tensor, y0: Tensor) -> None:
-    if out.dtype != y0.dtype:
-        raise ShapeError(
-            f"the vector field returned {out.dtype} for a state of {y0.dtype}: give y0 and the parameters the same dtype, "
-            f"for example y0.to({out.dtype})."
-        )
-    if out.device != y0.device:
-        raise ShapeError(f"the vector field returned a tensor on {out.device} for a state on {y0.device}.")
-
-
-def _explain(row: _Row, leaves: Sequence[Tensor], misses: list, state: StateShape) -> Exception:
-    """Why no reading of the parameters let the field be called."""
-    ranks, best = next((m for m in misses if isinstance(m[1], Tensor)), misses[0])
-    swapped = FieldInfo(row.info.arguments, state, row.info.params, ranks, None)
-
-    def exchange() -> bool:
-        f = row.f
-        turned = (lambda t, y: f(y, t)) if row.info.arguments == 2 else (lambda t, y, p: f(y, t, p))
-        try:
-            out, _ = _Row(turned, swapped, state, row.y, row.t, None).call(_rows_of(leaves, ranks))
-            return tuple(out.shape) == (state.size,)
-        except Exception:
-            return False
-
-    hint = ""
-    if in_fresh_thread(exchange):
-        hint = " With the first two arguments exchanged it does: a field is called as f(t, y, p), time first."
-    if isinstance(best, (GradientPathError, SolveError)):
-        return best
-    if isinstance(best, ShapeError) and not hint:
-        return best
-    seen = [tuple(x.shape[x.ndim - r :]) for x, r in zip(leaves, ranks, strict=True)]
-    called = f"called on one row as f(t, y, p) with t of shape (), y of shape ({state.size},), p of shapes {seen}"
-    if isinstance(best, Tensor):
-        return ShapeError(f"the vector field, {called}, returned shape {tuple(best.shape)}, expected ({state.size},).{hint}")
-    problem = ShapeError(f"the vector field, {called}, raised {type(best).__name__}: {best}.{hint}")
-    problem.__cause__ = best
-    return problem
-
-
-def _ambiguous(names: Sequence[str], leaves: Sequence[Tensor], fits: list[tuple[int, ...]]) -> str:
-    open_names = [n for i, n in enumerate(names) if len({ranks[i] for ranks in fits}) > 1]
-    shapes = {n: tuple(x.shape) for n, x in zip(names, leaves, strict=True)}
-    told = ", ".join(f"{n} of shape {shapes[n]}" for n in open_names)
-    example = ", ".join(f"{n!r}: {fits[0][list(names).index(n)]}" for n in open_names)
-    return (
-        f"the dimensions of {told} can be read as batch or as part of one row; the field runs either way. "
-        f"Say how many trailing dimensions belong to one row, for example event_dims={{{example}}}."
-    )

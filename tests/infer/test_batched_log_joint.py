@@ -41,9 +41,7 @@ def test_engines_agree_with_the_log_joint(engine):
     lp, grad, failed, steps = batched(u)
     right_lp, right_grad, _ = joint.value_and_grad(torch.from_numpy(u))
     assert np.allclose(lp, right_lp, rtol=1e-12) and np.allclose(grad, right_grad, rtol=1e-10)
-    assert (
-        lp[2] == -np.inf and not grad[2].any() and failed == [False, False, True, False] and steps == [7] * 4
-    )
+    assert lp[2] == -np.inf and not grad[2].any() and failed == [False, False, True, False] and steps == [7] * 4
     assert batched.num_calls == 1
 
 
@@ -74,6 +72,15 @@ def test_without_torchscript_the_graph_itself_is_run(monkeypatch):
     assert np.allclose(batched(np.ones((2, 2)))[0], joint.value_and_grad(torch.ones(2, 2).double())[0])
 
 
+@pytest.mark.parametrize(("scripted", "compiler_wanted"), [(True, False), (False, True)])
+def test_auto_compiles_earlier_where_python_would_replay_the_record(scripted, compiler_wanted, monkeypatch):
+    if not scripted:
+        monkeypatch.delattr(torch.jit, "trace")
+    monkeypatch.setattr(batched_log_joint, "_has_compiler", lambda: False)
+    batched = BatchedLogJoint(LogJoint(regression, (X, Y)), np.zeros((2, 2)), expected_calls=30_000)
+    assert ("needs a C++ compiler" in batched.reason) == compiler_wanted
+
+
 def test_a_branch_on_a_value_falls_back_to_the_loop_and_says_why():
     def model():
         x = pyro.sample("x", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
@@ -84,9 +91,7 @@ def test_a_branch_on_a_value_falls_back_to_the_loop_and_says_why():
     assert batched.engine == "loop" and "item()" in batched.reason
     lp, grad, _, _ = batched(np.array([[1.0], [-1.0]]))
     for row, x, scale in ((0, 1.0, 1.0), (1, -1.0, 2.0)):
-        by_hand = dist.Normal(0.0, 1.0).log_prob(torch.tensor(x)) + dist.Normal(x, scale).log_prob(
-            torch.tensor(0.5)
-        )
+        by_hand = dist.Normal(0.0, 1.0).log_prob(torch.tensor(x)) + dist.Normal(x, scale).log_prob(torch.tensor(0.5))
         assert lp[row] == pytest.approx(by_hand.item(), rel=1e-6)
         assert grad[row, 0] == pytest.approx(-x + (0.5 - x) / scale**2)
 
@@ -107,9 +112,7 @@ def test_a_fault_of_the_model_itself_is_raised_as_it_is():
 
 def test_a_record_that_differs_from_the_model_is_not_used(monkeypatch):
     joint = LogJoint(regression, (X, Y))
-    monkeypatch.setattr(
-        batched_log_joint, "_replay", lambda graph, u: lambda v: (graph(v)[0] + 1, *graph(v)[1:])
-    )
+    monkeypatch.setattr(batched_log_joint, "_replay", lambda graph, u: lambda v: (graph(v)[0] + 1, *graph(v)[1:]))
     batched = BatchedLogJoint(joint, np.zeros((2, 2)))
     assert batched.engine == "eager" and "another log-density" in batched.reason
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.adaptation import DualAveraging, Metric, adaptation_windows
-from pyro_latentde.infer.nuts_kernel import STAT_NAMES, ChainRecord, run_chain
+from pyro_latentde.infer.nuts_kernel import STAT_NAMES, ChainRecord, _Point, _transition, run_chain
 
 # |z| of a mean that is right exceeds this with probability 7e-6; every test below looks at less than 40 of
 # them, so a right sampler fails a test at another seed once in 3,000 times
@@ -195,27 +195,26 @@ def test_failing_regions_are_divergences_and_the_chain_goes_on(bad):
 
 
 def test_a_trajectory_grows_on_both_sides_and_visits_no_point_twice():
-    # on an almost flat density leapfrog points lie evenly on a line through the start
     both_sides = 0
-    for seed in range(20):
-        asked = []
-
-        def density(q, asked=asked):
-            asked.append(q.copy())
-            return -0.5e-8 * q @ q, -1e-8 * q
-
-        record = ChainRecord(1, 1)
-        chain = run_chain(np.zeros(1), record, np.random.default_rng(seed), num_warmup=0, num_samples=1)
-        q = next(chain)
-        while record.count == 0:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        start = _Point(np.zeros(2), np.ones(2), np.ones(2), 0.0, np.zeros(2))
+        trajectory, asked = _transition(start, 0.05, Metric.identity(2, False), rng, 3), []
+        q = next(trajectory)
+        while True:
+            asked.append(q)
             try:
-                q = chain.send((*density(q), False, 0))
-            except StopIteration:
+                q = trajectory.send((-0.5 * q @ q, -q, False, 0))
+            except StopIteration as end:
+                chosen, tally, depth = end.value
                 break
-        x = np.sort(np.array([0.0, *(q[0] for q in asked[-record.num_gradients :])]))
-        assert np.diff(x).min() > 0.2 * np.diff(x).max() > 0
-        both_sides += x[0] < 0 < x[-1]
-    assert both_sides >= 10
+        # seven steps and the start, evenly spaced on the orbit q = sin t (1, 1)
+        angles = np.sort(np.arcsin([0.0, *(q[0] for q in asked)]))
+        assert (tally.leapfrogs, depth) == (7, 3)
+        assert np.allclose(np.diff(angles), 0.05, atol=1e-4)
+        assert any(np.array_equal(chosen.q, q) for q in [start.q, *asked])
+        both_sides += angles[0] < 0 < angles[-1]
+    assert both_sides > 20  # all three doublings agree in one case of four
 
 
 def test_statistics_belong_together():

@@ -67,17 +67,17 @@ def test_agrees_with_scipy(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_fixed_steps_converge_with_the_methods_order_at_and_between_steps(name):
     order = METHODS[name].order
-    steps = {8: 20, 5: 120, 4: 120}.get(order, 300)
-    # a third of the step leaves an output in the middle of a step in the middle of one
-    between = (torch.tensor([0.25, 0.5, 0.75], dtype=DOUBLE) * steps + 0.5) * 4.0 / steps
-    times = torch.cat([torch.zeros(1, dtype=DOUBLE), between, torch.full((1,), 4.0, dtype=DOUBLE)])
+    steps = {8: 10, 5: 20, 4: 60}.get(order, 300)
+    # an output in the middle of a step is in the middle of one of a third of the size, too
+    between = ((torch.tensor([0.25, 0.5, 0.75], dtype=DOUBLE) * steps).round() + 0.5) * 2.0 / steps
+    times = torch.cat([torch.zeros(1, dtype=DOUBLE), between, torch.full((1,), 2.0, dtype=DOUBLE)])
     truth = exact_rows(times)
     errors = []
-    for step_size in (4.0 / steps, 4.0 / (3 * steps)):
+    for step_size in (2.0 / steps, 2.0 / (3 * steps)):
         gap = (solve(times=times, method=name, step_size=step_size).ys - truth).abs()
-        errors.append([gap[:, 1:-1].max().item(), gap[:, -1].max().item()])
+        errors.append([gap[:, 1:-1].norm().item(), gap[:, -1].norm().item()])
     observed = np.log(np.array(errors[0]) / np.array(errors[1])) / np.log(3.0)
-    assert (observed > order - 0.4).all() and (observed < order + 0.7).all(), observed
+    assert (observed > order - 0.5).all() and (observed < order + 1.5).all(), observed
 
 
 def test_max_steps_of_a_fixed_grid_keeps_what_was_reached():

@@ -15,8 +15,8 @@ from pyro_latentde.solve.fused.graph_torch import graph_field
 from pyro_latentde.solve.fused.trace import trace_row
 from pyro_latentde.solve.lift import Untraceable
 
-# one step of one stage: the smallest kernels, which still evaluate and differentiate the field at four times
-QUICK = {"method": "midpoint", "step_size": 0.25}
+# the smallest kernels, which still evaluate and differentiate the field at several times
+QUICK = {"method": "euler", "step_size": 0.25}
 
 
 def leaves_of(structure):
@@ -186,7 +186,7 @@ def test_module_field_alone():
     class Field(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 2)).double()
+            self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
 
         def forward(self, t, y, p=None):
             return self.net(y)
@@ -210,8 +210,8 @@ def test_products_of_small_matrices():
 
 def test_products_of_large_matrices_stay_loops():
     def f(t, y, p):
-        hidden = torch.tanh(p["w"] @ y + p["w"].T[:6, :6].T @ y)
-        return p["w"].T @ hidden - torch.nn.functional.linear(y, p["w"][:, ::2].repeat(1, 2)) + p["w"][1] * y
+        hidden = torch.tanh(p["w"] @ y)
+        return p["w"].T @ hidden - torch.nn.functional.linear(y, p["w"][::2, :4].repeat(2, 2)[:, :6]) + p["w"][1, :4].sum()
 
     compare(f, weights(2, 6), {"w": weights(6, 6, seed=1, scale=0.3)})
 
@@ -356,19 +356,19 @@ def test_graph_of_an_elementary_function(name):
 
 def test_kernels_of_all_elementary_functions():
     def f(t, y, p):
-        x = p[:2]
+        x = p[:1]
         return torch.cat([function(x) for function in ELEMENTARY.values()]) + 0 * y
 
-    x = POINTS[:2].clone().requires_grad_()
-    y0 = torch.zeros(2 * len(ELEMENTARY), dtype=DOUBLE)
+    x = POINTS[:1].clone().requires_grad_()
+    y0 = torch.zeros(len(ELEMENTARY), dtype=DOUBLE)
     ys = lde.odesolve(f, y0, tensor(0.0, 1.0), x, engine="fused", method="euler", step_size=1.0).ys[-1]
     expected = f(0.0, y0, x)
-    for name, got, wanted in zip(ELEMENTARY, ys.view(-1, 2), expected.view(-1, 2), strict=True):
+    for name, got, wanted in zip(ELEMENTARY, ys, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-14, msg=lambda m, name=name: f"{name}: {m}")
-        slopes = [torch.autograd.grad(v.sum(), x, retain_graph=True)[0] for v in (got, wanted)]
+        slopes = [torch.autograd.grad(v, x, retain_graph=True)[0] for v in (got, wanted)]
         rtol = ROUGH.get(name, 1e-11)
         torch.testing.assert_close(*slopes, rtol=rtol, atol=1e-13, msg=lambda m, name=name: f"{name}: {m}")
-    direction = tensor(0.3, -1.1)
+    direction = tensor(0.3)
     dots = [
         torch.func.jvp(function, (x.detach(),), (direction,))[1]
         for function in (

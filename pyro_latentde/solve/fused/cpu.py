@@ -30,11 +30,11 @@ HEAD = """import math
 import numpy as np
 from numba import njit
 
-inner = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
+inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
 
 
 def outer(signature):
-    return njit(signature, nogil=True, error_model="numpy", cache=True,
+    return njit(signature, no_cfunc_wrapper=True, nogil=True, error_model="numpy", cache=True,
                 fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
 
 """
