@@ -4,7 +4,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_latentde.errors import GradientPathError, ShapeError, SolveError
@@ -29,7 +28,7 @@ def misfit(
         leaves: The parameters, ``(*batch, *event)``.
         y0: ``(*batch, D)``.
         misses: Per reading (event ranks of the parameters), what the field returned or raised.
-        works: ``works(exchanged, y0, leaves)``: whether the field, with t and y exchanged or not, can be called on these.
+        works: ``works(exchanged, y0, leaves)``: whether the field, with t and y exchanged or not, takes these.
     """
     ranks, best = next((m for m in misses if isinstance(m[1], Tensor)), misses[0])
     if isinstance(best, (GradientPathError, SolveError)):
@@ -57,7 +56,8 @@ def _hint(names: Sequence[str], leaves: Sequence[Tensor], y0: Tensor, works: Tri
     for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         turned = [x.transpose(0, 1) if k == i else x for k, x in enumerate(leaves)] if leaf.ndim == 2 else None
         if turned is not None and works(False, y0, turned):
-            return f" Did you mean {name}.transpose(0, 1), of shape {tuple(leaf.shape)[::-1]}? Batch dimensions come first."
+            shape = tuple(leaf.shape)[::-1]
+            return f" Did you mean {name}.transpose(0, 1), of shape {shape}? Batch dimensions come first."
     return ""
 
 
@@ -65,13 +65,13 @@ def check_result(out: Tensor, y0: Tensor) -> None:
     """Raise :class:`ShapeError` if dy/dt has another dtype or device than the state."""
     if out.dtype != y0.dtype:
         raise ShapeError(
-            f"the vector field returned {out.dtype} for a state of {y0.dtype}: make y0, the parameters and the constants in "
-            f"the field the same dtype, for example {y0.dtype}."
+            f"the vector field returned {out.dtype} for a state of {y0.dtype}: make y0, the parameters and the "
+            f"constants in the field the same dtype, for example {y0.dtype}."
         )
     if out.device != y0.device:
         raise ShapeError(
-            f"the vector field returned a tensor on {out.device} for a state on {y0.device}: make constants in the field "
-            "with device=y.device."
+            f"the vector field returned a tensor on {out.device} for a state on {y0.device}: make constants in the "
+            "field with device=y.device."
         )
 
 

@@ -80,11 +80,12 @@ _TRACED: dict[int, RowFunction] = {}  # functions that a traced graph knows by n
 
 
 @torch.library.custom_op("pyro_latentde::rows", mutates_args=())
-def _rows_op(number: int, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
+def _rows_op(number: int, rows: int, shared: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
+    # whole numbers stand for booleans: TorchScript, which replays recorded log-joints, takes no list of booleans
     # inside an operator autograd is switched off below enable_grad(), and the torch engine's derivatives would silently be zero
     excluded = torch._C._dispatch_tls_local_exclude_set() - torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded), torch.no_grad():
-        return _REGISTRY[number].run(rows, tuple(shared), tensors)
+        return _REGISTRY[number].run(rows, tuple(map(bool, shared)), tensors)
 
 
 @_rows_op.register_fake

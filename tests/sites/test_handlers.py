@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lde.ode under every Pyro handler: plain deterministic-site behaviour, whatever the handler does to the model around it."""
+"""lde.ode under every Pyro handler: it behaves like a plain deterministic site."""
 
 import pyro
 import pyro.distributions as dist

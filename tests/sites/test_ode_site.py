@@ -52,7 +52,9 @@ def test_states_are_named():
 
 @pytest.mark.parametrize("states", [("hare",), ("a", "b", "c"), "ab"])
 def test_a_wrong_number_of_names_is_told(states):
-    with pytest.raises(ShapeError, match=r"site 'z': states expects one name per coordinate, 2 in all; got .*(names|'ab')"):
+    with pytest.raises(
+        ShapeError, match=r"site 'z': states expects one name per coordinate, 2 in all; got .*(names|'ab')"
+    ):
         one_rate(states=states)
 
 
@@ -82,7 +84,9 @@ def test_a_failed_row_raises_outside_handlers_and_is_nan_inside():
     def model():
         return lde.ode("z", blow_up, torch.ones(1, dtype=torch.float64), times, rates, max_steps=200)
 
-    with pytest.raises(SolveError, match=r"site 'z': 1 of 2 trajectories failed: .*First: row \[1\].*parameters \{p: 5\}.*Try: "):
+    with pytest.raises(
+        SolveError, match=r"site 'z': 1 of 2 trajectories failed: .*First: row \[1\].*parameters \{p: 5\}.*Try: "
+    ):
         model()
     trace = poutine.trace(model).get_trace()
     z, record = trace.nodes["z"]["value"], trace.nodes["z"]["infer"]["lde_ode"]
@@ -124,7 +128,9 @@ def test_a_field_that_calls_pyro_is_refused(engine, handler):
         return -pyro.param("k", scalar(1.0)) * y
 
     for field, statement in ((noisy, "sample"), (learning, "param")):
-        with pytest.raises(SolveError, match=rf"site 'z': the vector field calls pyro.{statement}\('k'\).*before lde.ode"):
+        with pytest.raises(
+            SolveError, match=rf"site 'z': the vector field calls pyro.{statement}\('k'\).*before lde.ode"
+        ):
             handler(lambda: lde.ode("z", field, START, TIMES, engine=engine))()  # noqa: B023
 
 
@@ -134,7 +140,9 @@ def test_settings_of_the_site_reach_the_solver():
     assert_close(one_rate(method="euler", step_size=0.5, engine="torch")[-1], START * 0.75**4)
     assert torch.equal(one_rate(method=None, engine=None), one_rate())
     replicates = lde.ode("z", decay, START, [1.0, 0.5, 0.5], scalar(0.5), t0=0.0, event_dims={"p": 0})
-    assert_close(replicates, START * torch.exp(-0.5 * torch.tensor([[1.0], [0.5], [0.5]]).double()), rtol=1e-5, atol=1e-7)
+    assert_close(
+        replicates, START * torch.exp(-0.5 * torch.tensor([[1.0], [0.5], [0.5]]).double()), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_extra_times_collects_other_times_and_leaves_the_model_its_own():

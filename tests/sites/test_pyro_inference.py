@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pyro's own inference on a model with lde.ode: ELBOs, guides, Predictive, NUTS in one and in forked processes, failing rows."""
+"""Pyro's own inference on a model with lde.ode: ELBOs, guides, Predictive, NUTS, forked chains, failing rows."""
 
 import functools
 import logging
@@ -47,7 +47,9 @@ def model(data=None, engine="auto"):
 def reference():
     """Mean and sd of log k and of k, and the mode of log k, by quadrature of the exact posterior."""
     u = torch.linspace(-3.0, 2.0, 20001, dtype=torch.float64)
-    log_joint = dist.Normal(scalar(-0.5), 0.5).log_prob(u) + dist.Normal(exact(u.exp()), SIGMA).log_prob(DATA).sum((-1, -2))
+    log_joint = dist.Normal(scalar(-0.5), 0.5).log_prob(u) + dist.Normal(exact(u.exp()), SIGMA).log_prob(DATA).sum(
+        (-1, -2)
+    )
     w = torch.softmax(log_joint, 0)
 
     def moments(f):
@@ -70,7 +72,9 @@ def test_a_point_estimate_is_the_mode():
     guide = fitted(AutoDelta(model), steps=150)
     # of the density of k, on the positive axis: that of log k, less the logarithm of the derivative
     u = torch.linspace(-3.0, 2.0, 20001, dtype=torch.float64)
-    density = dist.LogNormal(scalar(-0.5), 0.5).log_prob(u.exp()) + dist.Normal(exact(u.exp()), SIGMA).log_prob(DATA).sum((-1, -2))
+    density = dist.LogNormal(scalar(-0.5), 0.5).log_prob(u.exp()) + dist.Normal(exact(u.exp()), SIGMA).log_prob(
+        DATA
+    ).sum((-1, -2))
     assert abs(float(guide.median()["k"].log() - u[density.argmax()])) < 2e-3
 
 
@@ -131,7 +135,9 @@ def test_predictive_from_prior_guide_and_samples(parallel):
     assert_close(prior["z"], exact(prior["k"].reshape(7)), rtol=1e-5, atol=1e-7)
     guide = AutoNormal(model)
     guide(DATA)
-    posterior = Predictive(model, guide=guide, num_samples=7, parallel=parallel, return_sites=["k", "z", "x", "_RETURN"])()
+    posterior = Predictive(
+        model, guide=guide, num_samples=7, parallel=parallel, return_sites=["k", "z", "x", "_RETURN"]
+    )()
     assert_close(posterior["z"], exact(posterior["k"].reshape(7)), rtol=1e-5, atol=1e-7)
     assert torch.equal(posterior["_RETURN"].reshape(7, 5, 2), posterior["z"])
     rates = torch.linspace(0.1, 1.0, 7, dtype=torch.float64)
@@ -159,7 +165,9 @@ def test_the_model_under_vmap_over_draws(engine):
         gradient = torch.func.vmap(torch.func.grad(lambda k: one(k)[0]))(rates)
     assert_close(z, exact(rates), rtol=1e-5, atol=1e-7)
     rates.requires_grad_()
-    expected = dist.LogNormal(scalar(-0.5), 0.5).log_prob(rates) + dist.Normal(exact(rates), SIGMA).log_prob(DATA).sum((-1, -2))
+    expected = dist.LogNormal(scalar(-0.5), 0.5).log_prob(rates) + dist.Normal(exact(rates), SIGMA).log_prob(DATA).sum(
+        (-1, -2)
+    )
     assert_close(log_joint, expected, rtol=1e-4, atol=1e-3)
     assert_close(gradient, torch.autograd.grad(expected.sum(), rates)[0], rtol=1e-3, atol=1e-2)
 
@@ -209,13 +217,15 @@ def test_pyro_nuts_goes_on_where_solves_fail():
 
 
 def test_forked_chains_after_solves_in_the_parent(monkeypatch):
-    """The parent has kernels, threads and stored steps; children of a fork must neither hang nor share what they draw."""
+    """The parent has kernels, threads and stored steps; its children must neither hang nor share their draws."""
     monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 4)  # else Pyro runs them one after another
     batch = torch.linspace(0.1, 1.0, 64, dtype=torch.float64).requires_grad_()
     lde.set_num_threads(2)
     lde.odesolve(decay, START, TIMES, batch, event_dims={"p": 0}).ys.sum().backward()
     poutine.trace(model).get_trace(DATA)
-    samples = run_nuts(model, DATA, chains=2, warmup=50, samples=50, mp_context="fork").get_samples(group_by_chain=True)["k"]
+    samples = run_nuts(model, DATA, chains=2, warmup=50, samples=50, mp_context="fork").get_samples(
+        group_by_chain=True
+    )["k"]
     assert samples.shape == (2, 50) and not torch.equal(samples[0], samples[1])
     mean, sd = reference()["k"]
     assert (abs(samples.mean(1) - mean) < sd).all()

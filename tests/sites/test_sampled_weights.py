@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyroModule vector fields: each weight one site per solve, one value throughout it, and exact gradients to the guide."""
+"""PyroModule vector fields: each weight one site and one value per solve, with exact gradients."""
 
 import pyro
 import pyro.distributions as dist
@@ -101,13 +101,15 @@ def test_sites_values_and_gradients_equal_those_of_explicit_parameters(field, en
 
 @either
 def test_without_handlers_one_draw_serves_the_whole_solve(field):
-    """Were weights drawn anew at each evaluation, the solver could not hold its tolerance, and halves would not agree."""
+    """Were weights drawn anew at each evaluation, the solver could not hold its tolerance."""
     loose, tight = [], []
     for found, rtol in ((loose, 1e-6), (tight, 1e-10)):
         pyro.set_rng_seed(3)
         found.append(lde.ode("z", field, START, TIMES, rtol=rtol, engine="torch"))
     assert_close(loose[0], tight[0], rtol=1e-5, atol=1e-6)
-    assert not torch.equal(loose[0], lde.ode("z", field, START, TIMES, rtol=1e-6, engine="torch"))  # the next solve draws again
+    assert not torch.equal(
+        loose[0], lde.ode("z", field, START, TIMES, rtol=1e-6, engine="torch")
+    )  # the next solve draws again
 
 
 class Model(PyroModule):
@@ -178,7 +180,9 @@ def test_weights_declared_by_decorators_and_priors_that_depend_on_others():
     trace = poutine.trace(lambda: lde.ode("z", lazy, START, TIMES, engine="torch")).get_trace()
     assert {"scale", "rate", "level", "z"} <= set(trace.nodes)
     k, level = trace.nodes["rate"]["value"], trace.nodes["level"]["value"]
-    assert_close(trace.nodes["z"]["value"], level + (START - level) * torch.exp(-k * TIMES)[:, None], rtol=1e-5, atol=1e-7)
+    assert_close(
+        trace.nodes["z"]["value"], level + (START - level) * torch.exp(-k * TIMES)[:, None], rtol=1e-5, atol=1e-7
+    )
 
 
 def test_a_network_made_bayesian_in_place():
@@ -218,7 +222,10 @@ def test_pyro_modules_inside_a_plain_module():
 @either
 def test_a_lifted_parameter_is_used_in_the_solve(field):
     """poutine.lift turns a PyroParam into a draw; the raw parameter must not be used behind its back."""
-    lifted = poutine.lift(lambda: lde.ode("z", field, START, TIMES, engine="torch"), prior={"scale": dist.Delta(torch.tensor(0.0).double())})
+    lifted = poutine.lift(
+        lambda: lde.ode("z", field, START, TIMES, engine="torch"),
+        prior={"scale": dist.Delta(torch.tensor(0.0).double())},
+    )
     expected = START + TIMES[:, None] * field.shift.detach()
     assert_close(lifted().detach(), expected, rtol=1e-6, atol=1e-8)
 

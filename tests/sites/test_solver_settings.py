@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lde.solver and the defaults in pyro.settings: which setting of a site wins, and that it arrives through any handler."""
+"""lde.solver and the defaults in pyro.settings: which setting wins, and that it arrives through any handler."""
 
 import threading
 
@@ -121,7 +121,10 @@ def test_another_thread_does_not_see_it(seen):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"metod": "rk4"}, r"settings of solver\(\): expected one of method, rtol, .* got 'metod'. Did you mean 'method'"),
+        (
+            {"metod": "rk4"},
+            r"settings of solver\(\): expected one of method, rtol, .* got 'metod'. Did you mean 'method'",
+        ),
         ({"on_failure": "nan"}, "got 'on_failure'"),
         ({"method": "tsit"}, "Did you mean 'tsit5'"),
         ({"engine": "fast"}, "engine: .* got 'fast'"),
@@ -144,12 +147,17 @@ def test_a_fixed_step_method_from_outside_needs_a_step(seen):
 
 def test_defaults_lie_in_pyro_settings(seen):
     names = ["latentde_method", "latentde_engine", "latentde_gradient", "latentde_max_steps"]
-    assert {n: pyro.settings.get(n) for n in names} == dict(zip(names, ["tsit5", "auto", "discrete", 10_000], strict=True))
+    assert {n: pyro.settings.get(n) for n in names} == dict(
+        zip(names, ["tsit5", "auto", "discrete", 10_000], strict=True)
+    )
     with pyro.settings.context(latentde_method="bosh3", latentde_engine="torch", latentde_max_steps=55):
         lde.ode("a", field, START, TIMES)
         with lde.solver(method="dopri5"):
             lde.ode("a", field, START, TIMES, max_steps=66)
-    assert [(c["method"], c["engine"], c["max_steps"]) for c in seen] == [("bosh3", "torch", 55), ("dopri5", "torch", 66)]
+    assert [(c["method"], c["engine"], c["max_steps"]) for c in seen] == [
+        ("bosh3", "torch", 55),
+        ("dopri5", "torch", 66),
+    ]
     assert site_settings.latentde_method == "tsit5"
 
 

@@ -90,7 +90,7 @@ def test_no_times(times):
 
 def test_a_transposed_tensor_is_named():
     times = torch.linspace(0, 1, 5, dtype=F64)[:, None].expand(5, 3)
-    message = r"batch dimensions do not broadcast: y0: batch \(3,\), times: batch \(5,\).*Did you mean times.transpose\(0, 1\)"
+    message = r"do not broadcast: y0: batch \(3,\), times: batch \(5,\).*Did you mean times.transpose\(0, 1\)"
     fails(ShapeError, message + r", of shape \(3, 5\)", y0=ones(3, 2), times=times, params=ones(3))
     fails(ShapeError, r"Did you mean y0.transpose\(0, 1\), of shape \(5, 2\)", two_states, ones(2, 5), params=ones(2))
     fails(ShapeError, r"Did you mean p.transpose\(0, 1\), of shape \(5, 2\)", two_states, ones(5, 2), params=ones(2, 5))
@@ -182,7 +182,9 @@ def test_a_failure_tells_how_many_why_where_and_what_to_try():
 
 
 @pytest.mark.parametrize(
-    "field", [lambda y, t: -y, lambda y, t: torch.stack([-y[0], y[1]]), lambda y, t: -y[0] * y], ids=["like t", "index", "both"]
+    "field",
+    [lambda y, t: -y, lambda y, t: torch.stack([-y[0], y[1]]), lambda y, t: -y[0] * y],
+    ids=["like t", "index", "both"],
 )
 def test_the_order_of_arguments(field):
     message = r"With the first two arguments exchanged it does: a field is called as f\(t, y, p\), time first"
@@ -192,7 +194,11 @@ def test_the_order_of_arguments(field):
 
 @pytest.mark.parametrize("field", [lambda y: -y, lambda t, y, p, q: -y, lambda: None])
 def test_a_field_with_too_few_or_too_many_arguments(field):
-    fails(ShapeError, r"called as f\(t, y, p\) \(or f\(t, y\) without parameters\); got a callable with the arguments", field)
+    fails(
+        ShapeError,
+        r"called as f\(t, y, p\) \(or f\(t, y\) without parameters\); got a callable with the arguments",
+        field,
+    )
 
 
 def test_what_is_no_field():
@@ -210,7 +216,10 @@ def test_what_is_no_field():
         (lambda t, y: y.float(), "returned torch.float32 for a state of torch.float64.*the same dtype"),
         (lambda t, y: torch.zeros(2, dtype=torch.int64), "returned torch.int64 for a state of torch.float64"),
         (lambda t, y: ones(2, device="meta"), "returned a tensor on meta for a state on cpu.*device=y.device"),
-        (lambda t, y: y @ ones(3, 3), r"called on one row .* y of shape \(2,\).*raised RuntimeError: .*cannot be multiplied"),
+        (
+            lambda t, y: y @ ones(3, 3),
+            r"called on one row .* y of shape \(2,\).*raised RuntimeError: .*cannot be multiplied",
+        ),
     ],
 )
 def test_what_a_field_returns(field, message):
@@ -218,7 +227,13 @@ def test_what_a_field_returns(field, message):
 
 
 def test_dtypes_and_devices_of_parameters():
-    fails(ShapeError, "returned torch.float64 for a state of torch.float32", y0=ones(2, dtype=F32), params=ones(2), event_dims={"p": 1})
+    fails(
+        ShapeError,
+        "returned torch.float64 for a state of torch.float32",
+        y0=ones(2, dtype=F32),
+        params=ones(2),
+        event_dims={"p": 1},
+    )
     fails(ShapeError, r"parameter p is on meta, y0 on cpu: p.to\('cpu'\)", params=ones(device="meta"))
 
 
@@ -288,7 +303,9 @@ def test_settings_that_cannot_be_met(keywords, message):
     fails(SolveError, message, **keywords)
 
 
-@pytest.mark.parametrize(("dtype", "rtol", "hint"), [(F64, 1e-17, "rtol>=2e-15"), (F32, 1e-8, r"use y0.double\(\), or")])
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "hint"), [(F64, 1e-17, "rtol>=2e-15"), (F32, 1e-8, r"use y0.double\(\), or")]
+)
 def test_a_tolerance_below_the_resolution_is_a_warning(dtype, rtol, hint):
     with pytest.warns(UserWarning, match=f"rtol={rtol:g} is below what {dtype} resolves.*{hint}"):
         solve(free, y0=ones(2, dtype=dtype), rtol=rtol, max_steps=5, on_failure="nan")
@@ -334,7 +351,13 @@ def leaving(t, y):
     ],
 )
 def test_what_cannot_be_compiled_is_told_and_solved_by_the_torch_engine(field, reason):
-    fails(SolveError, f'engine="fused" cannot solve this: .*{reason}.*engine="torch" can', field, params=None, engine="fused")
+    fails(
+        SolveError,
+        f'engine="fused" cannot solve this: .*{reason}.*engine="torch" can',
+        field,
+        params=None,
+        engine="fused",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solution = solve(field, params=None, engine="auto")
