@@ -72,6 +72,7 @@ def plot_trajectories(
         ax.set_ylabel(with_unit(names[i], units, i))
         ax.margins(x=0.01)
     axes[-1, 0].set_xlabel(time_label)
+    axes[-1, 0].locator_params(axis="x", steps=[1, 2, 5, 10])  # whole years, not 1902.5
     add_legend(figure, axes[0, 0])
     _note_failures(axes[-1, 0], prediction)
     return figure

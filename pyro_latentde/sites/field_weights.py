@@ -38,7 +38,7 @@ def held_weights(f: Callable) -> Iterator[Callable | BoundField]:
         with _Hold({}):
             yield f
         return
-    wanted = [None for m in modules]
+    wanted = [_names_used(f, m) if m._pyro_context.active and m is not f else None for m in modules]
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(module._pyro_context)  # one draw per weight while it is open

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoMultivariateNormal, AutoNormal
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import pyro_latentde as lde
@@ -170,6 +171,20 @@ def test_the_model_under_vmap_over_draws(engine):
     )
     assert_close(log_joint, expected, rtol=1e-4, atol=1e-3)
     assert_close(gradient, torch.autograd.grad(expected.sum(), rates)[0], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("engine", ["fused", "torch"])
+def test_the_gradient_of_the_log_joint_traced_to_a_graph(engine):
+    """Inside a traced operator autograd is switched off: derivatives made there would be zero without a word."""
+
+    def log_joint(k):
+        return poutine.trace(poutine.condition(model, data={"k": k})).get_trace(DATA, engine).log_prob_sum()
+
+    with pyro.validation_enabled(False):
+        expected = torch.func.grad(log_joint)(scalar(0.4))
+        graph = make_fx(torch.func.grad(log_joint))(scalar(0.7))
+    assert float(expected.abs()) > 1.0
+    assert_close(graph(scalar(0.4)), expected)
 
 
 def fragile(data):

@@ -220,14 +220,17 @@ def test_pyro_modules_inside_a_plain_module():
 
 
 @either
-def test_a_lifted_parameter_is_used_in_the_solve(field):
-    """poutine.lift turns a PyroParam into a draw; the raw parameter must not be used behind its back."""
-    lifted = poutine.lift(
-        lambda: lde.ode("z", field, START, TIMES, engine="torch"),
-        prior={"scale": dist.Delta(torch.tensor(0.0).double())},
-    )
-    expected = START + TIMES[:, None] * field.shift.detach()
-    assert_close(lifted().detach(), expected, rtol=1e-6, atol=1e-8)
+def test_a_lifted_parameter_is_one_draw_in_the_whole_solve(field):
+    """poutine.lift turns a PyroParam into a draw; neither the raw parameter nor a second draw may be used instead."""
+    prior = {"scale": dist.LogNormal(torch.zeros((), dtype=torch.float64), 0.5)}
+    solve = poutine.lift(lambda: lde.ode("z", field, START, TIMES, engine="torch"), prior=prior)
+    trace = poutine.trace(solve).get_trace()
+    scale, w = trace.nodes["scale"]["value"], trace.nodes["net.0.weight"]["value"]
+    params = {**weights_of(field, w), "scale": scale}
+    expected = lde.odesolve(explicit, START, TIMES, params, event_dims=RANKS, engine="torch").ys
+    assert_close(trace.nodes["z"]["value"], expected)
+    ours, theirs = (torch.autograd.grad(x.sum(), field.shift)[0] for x in (trace.nodes["z"]["value"], expected))
+    assert_close(ours, theirs)
 
 
 def bayesian(field, data, engine="auto"):
