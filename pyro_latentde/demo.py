@@ -112,7 +112,7 @@ def format_table(table: pd.DataFrame) -> str:
         Text with a line for each scalar.
     """
     lines = [
-        f"{'':13}{'this run':^38}{'reference':^20}",
+        f"{'':13}{'this run':^35}{'reference':>17}",
         f"{'parameter':13}{'mean':>9}{'sd':>10}{'R-hat':>8}{'ESS':>8}{'mean':>13}{'sd':>10}",
     ]
     for name, row in table.iterrows():
@@ -134,7 +134,7 @@ def _metrics(posterior: Posterior, table: pd.DataFrame, seed: int) -> dict[str, 
         "ess_tail_min": _plain(table["ess_tail"].min()),
         "divergences": int(posterior.stats["diverging"].sum()),
         "ode_failed": int(posterior.stats["ode_failed"].sum()),
-        "mean": column("mean"),
+        "mean": column("sd"),
         "sd": column("sd"),
         "rhat": column("r_hat"),
         "ess": column("ess_bulk"),

@@ -68,7 +68,8 @@ def peek(tensor: Tensor) -> np.ndarray | None:
         # a grad level would wrap even a plain tensor
         with torch._C._DisableFuncTorch(), torch.utils._python_dispatch._disable_current_modes():
             return tensor.detach().cpu().numpy()
-    return tensor.detach().cpu().numpy()
+    tensor = tensor.detach()
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor.cpu().numpy()
 
 
 def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tensor]:
@@ -137,17 +138,18 @@ def pose(
     parameters = Parameters.of(params, y0)
     _check_devices(parameters, y0)
     own_dims = {k: v for k, v in given.items() if k not in state.names or k in parameters.names}
-    times, t0 = _as_times("times", times, y0), None if t0 is None else _as_times("t0", t0, y0)
+    times, seen_times = _as_times("times", times, y0)
+    start, seen_start = (None, None) if t0 is None else _as_times("t0", t0, y0)
     if times.ndim == 0 or times.shape[-1] == 0:
         raise ShapeError(f"times has shape {tuple(times.shape)}; expected (T,) or (*batch, T) with T at least 1.")
-    start = times[..., 0] if t0 is None else t0
+    start = times[..., 0] if start is None else start
     info, captured = examine(f, bound, state, y0, start, parameters, own_dims)
     originals = [*(bound.tensors if bound is not None else ()), *captured]
     extra_ranks = [*(bound.event_dims if bound is not None else ()), *(x.ndim for x in captured)]
     ranks = [1, 1, 0, *info.ranks, *extra_ranks]
     seen = [*(bound.names if bound is not None else ()), *(f"captured tensor {i}" for i in range(len(captured)))]
     names = ["y0", "times", "t0", *parameters.names, *seen]
-    sides = _sides(times, start, t0 is not None)
+    sides = _sides(times, start, seen_times, seen_start, t0 is not None)
     f = f if bound is None else bound.held
     return [
         _lay_out(f, info, [y0, side, start, *parameters.leaves, *originals], ranks, names, originals, times, order, ok)
@@ -161,7 +163,8 @@ def _check_devices(parameters: Parameters, y0: Tensor) -> None:
             raise ShapeError(f"parameter {name} is on {leaf.device}, y0 on {y0.device}: {name}.to({str(y0.device)!r}).")
 
 
-def _as_times(name: str, value: Any, y0: Tensor) -> Tensor:
+def _as_times(name: str, value: Any, y0: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    """Times as a tensor like y0, and their values where they can be seen."""
     if not isinstance(value, Tensor) or value.dtype != y0.dtype or value.device != y0.device:
         try:
             value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
@@ -175,7 +178,7 @@ def _as_times(name: str, value: Any, y0: Tensor) -> Tensor:
             f"{name}{list(where) if where else ''} is {seen[where]}; times must be finite. "
             "Mask missing observations in the data, not in the times; ragged rows repeat their last time."
         )
-    return value
+    return value, seen
 
 
 def _lay_out(
@@ -235,11 +238,13 @@ def _fits(shapes: Sequence[torch.Size]) -> bool:
 Side = tuple[Tensor, Tensor | None, bool]
 
 
-def _sides(times: Tensor, start: Tensor, given: bool) -> list[Side]:
+def _sides(
+    times: Tensor, start: Tensor, seen: np.ndarray | None, t0: np.ndarray | None, given: bool
+) -> list[Side]:
     """Times sorted away from t0: one set, or two (later and earlier, clamped at t0) when t0 lies between."""
-    seen, t0 = peek(times), peek(start)
-    if seen is None or t0 is None:
+    if seen is None or (given and t0 is None):
         return [(times, None, False)]
+    t0 = t0 if given else seen[..., 0]
     if not given and seen.ndim == 1 and ((steps := seen[1:] - seen[:-1]) >= 0).all():
         return [(times, None, True)]  # the ordinary case, in few operations
     after = seen - np.asarray(t0)[..., None]

@@ -105,7 +105,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _plain(t: Tensor) -> Tensor:
-    return t.data if isinstance(t, torch.nn.Parameter) else t
+    return t.data if type(t) is torch.nn.Parameter else t
 
 
 class _Apply(torch.autograd.Function):

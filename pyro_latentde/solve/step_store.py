@@ -48,7 +48,7 @@ def keep_steps(steps: HasSteps, rows: int, device: torch.device) -> Tensor:
 
 def find_steps(tokens: Tensor) -> HasSteps | None:
     """The steps of exactly these rows in this order, if they are still there."""
-    values = tokens.cpu().numpy()
+    values = tokens.numpy() if tokens.device.type == "cpu" else tokens.cpu().numpy()
     if values.size == 0:
         return None
     first = int(values[0])

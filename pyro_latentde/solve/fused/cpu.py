@@ -4,13 +4,14 @@
 Numba's own threading is not used: its OpenMP layer kills forked children, which forking MCMC chains and data loaders are.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,22 +21,24 @@ from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_module
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["CpuKernel", "Record", "Steps", "set_pool_size"]
+__all__ = ["Bars", "CpuKernel", "Record", "Steps", "set_pool_size"]
 
 CHUNK = 16  # rows whose shared-parameter gradients are summed together; fixed, so that sums do not depend on threads
 SERIAL = 16  # below this many rows the pool costs more than it gives
 
-# NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf
+# NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf; and kernels compare with infinity, since
+# Numba's math.isfinite(x) is a comparison of x - x, which reassoc and nsz fold to 0
 HEAD = """import math
 import numpy as np
 from numba import njit
 
-inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
+options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True,
+           "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}}
+inner = njit(no_cpython_wrapper=True, **options)
 
 
 def outer(signature):
-    return njit(signature, no_cfunc_wrapper=True, nogil=True, error_model="numpy", cache=True,
-                fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
+    return njit(signature, cache=True, **options)
 
 """
 
@@ -179,6 +182,16 @@ class Layout:
         return Layout(*arrays, size, behind, (offsets, list(sizes), strides, places))
 
 
+class Bars(NamedTuple):
+    """Cotangents of y0 ``(R, D)``, times ``(R, T)``, t0 ``(R,)`` and the parameter buffer; False in ``finite`` is worth a look."""
+
+    y0: np.ndarray
+    times: np.ndarray
+    t0: np.ndarray
+    p: np.ndarray
+    finite: bool
+
+
 @dataclass
 class CpuKernel:
     """The compiled solve of one vector field by one method."""
@@ -261,13 +274,15 @@ class CpuKernel:
             self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * int(np.add.reduce(counts[:, 0])) / a.rows
         return Record(ys, status, counts, Steps(blocks, spans, status, self.states, a))
 
-    def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Cotangents of y0 (R, D), times (R, T), t0 (R,), and the parameter buffer: per row, then shared (summed)."""
+    def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> "Bars":
+        """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
         kernel, size = self._adjoint
         at = a.layout
         chunks = -(-a.rows // CHUNK)
         g = np.zeros(at.size + chunks * at.shared_size)
-        y0_bar, ts_bar, t0_bar = np.zeros((a.rows, self.states)), np.zeros((a.rows, a.points)), np.zeros(a.rows)
+        bars = np.zeros(a.rows * (self.states + a.points + 1))
+        i, j = a.rows * self.states, a.rows * (self.states + a.points)
+        y0_bar, ts_bar, t0_bar = bars[:i], bars[i:j], bars[j:]
         gy = np.ascontiguousarray(gy).reshape(-1)
 
         def task(lo: int, hi: int) -> None:
@@ -278,7 +293,7 @@ class CpuKernel:
                     end = min(hi, last, (row // CHUNK + 1) * CHUNK) if at.shared_size else min(hi, last)
                     kernel(
                         row, end, row // CHUNK, a.points, a.times, a.times_stride, a.p, at.offsets, at.strides, gy,
-                        steps.status, records, steps.spans, y0_bar.reshape(-1), ts_bar.reshape(-1), t0_bar, g, at.places, at.strides,
+                        steps.status, records, steps.spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides,
                         at.chunk_strides, w, o, q,
                     )  # fmt: skip
                     row = end
@@ -286,7 +301,9 @@ class CpuKernel:
         _POOL.map(task, a.rows)
         if at.shared_size:
             g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
-        return y0_bar, ts_bar, t0_bar, g[: at.size + at.shared_size]
+        g = g[: at.size + at.shared_size] if at.shared_size else g
+        finite = math.isfinite(np.add.reduce(bars) + np.add.reduce(g))
+        return Bars(y0_bar.reshape(a.rows, -1), ts_bar.reshape(a.rows, -1), t0_bar, g, finite)
 
     def tangent(
         self,

@@ -5,7 +5,6 @@ Inputs, in this order: y0 ``(D,)``, times ``(T,)``, t0 ``()``, then every parame
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.fused.cpu import Arrays, CpuKernel, Layout, Record, Steps
+from pyro_latentde.solve.fused.cpu import Arrays, Bars, CpuKernel, Layout, Record, Steps
 from pyro_latentde.solve.fused.graph_torch import graph_field
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
@@ -174,7 +173,7 @@ class _FusedVJP(RowFunction):
             bars = _contract_sensitivities(self.solve.kernel, a, steps, gy)
         else:
             bars = self.solve.kernel.adjoint(a, steps, gy)
-        if not math.isfinite(sum(float(np.add.reduce(b, axis=None)) for b in bars)):
+        if not bars.finite:
             bars = _without_bad_rows(self.solve.kernel, a, steps, gy, bars)
         return _gradients(rows, shared, inputs[:-1], a, bars)
 
@@ -219,9 +218,6 @@ class _FusedJVP(RowFunction):
         return jvp_of(jvp_of(self.solve.replayed()))
 
 
-Bars = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
 def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
     """The cotangents by forward sensitivities: one tangent solve per scalar input, contracted with ``gy``."""
     rows, points, d = gy.shape
@@ -245,7 +241,8 @@ def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.n
             index = slice(offset + j, offset + length, stride) if stride else slice(offset + j, offset + j + 1)
             per_row = (seed * sensitivity(3, (index,))).sum((1, 2))
             g[place + j : place + length if stride else place + j + 1 : stride or 1] = per_row if stride else per_row.sum()
-    return y0_bar, ts_bar, t0_bar, g
+    finite = all(np.isfinite(x).all() for x in (y0_bar, ts_bar, t0_bar, g))
+    return Bars(y0_bar, ts_bar, t0_bar, g, bool(finite))
 
 
 def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray, bars: Bars) -> Bars:
@@ -257,7 +254,7 @@ def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray
     bad = ~np.all([np.isfinite(x).all(1) for x in per_row], axis=0)
     if not bad.any():  # only sums over rows are affected: find the rows one by one
         alone = [kernel.adjoint(_row(a, r), _row_steps(steps, r), gy[r : r + 1]) for r in range(a.rows)]
-        bad = np.array([not all(np.isfinite(x).all() for x in one) for one in alone])
+        bad = np.array([not one.finite for one in alone])
     bad &= np.isfinite(gy).all((1, 2)) & (steps.status == Status.OK)
     if not bad.any():
         return bars

@@ -165,7 +165,7 @@ OPS: dict[str, ScalarOp] = {
     "or": ScalarOp("({0} or {1})", lambda a, b: a or b, _flat),
     "not": ScalarOp("(not {0})", lambda a: not a, _flat),
     "isnan": ScalarOp("({0} != {0})", lambda a: a != a, _flat),
-    "isfinite": ScalarOp("math.isfinite({0})", math.isfinite, _flat),
+    "isfinite": ScalarOp("(abs({0}) < np.inf)", math.isfinite, _flat),
 }
 
 

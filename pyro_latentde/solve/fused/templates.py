@@ -116,10 +116,10 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
         fine = True
         for i in range({d}):
             w[{at.y} + i] = y0[r * y0s + i]
-            fine = fine and math.isfinite(w[{at.y} + i])
+            fine = fine and abs(w[{at.y} + i]) < np.inf
         field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
         for i in range({d}):
-            fine = fine and math.isfinite(w[{at.k} + i])
+            fine = fine and abs(w[{at.k} + i]) < np.inf
         if not fine:
             code = 3
         j = 0
@@ -192,7 +192,7 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
             {_indent(_last_stage(method, at, d), 3)}
             error = 0.0
             {_indent(_error_norm(method, at, d), 3)}
-            fine = math.isfinite(error) and math.isfinite(total)
+            fine = error < np.inf and total < np.inf
             if mode == 0 and (not fine or error > 1.0):
                 rejected += 1
                 unfinished = not fine
@@ -313,7 +313,7 @@ def first_step(t, span, sign, rtol, atol, power, d, w, y, y1, k, k1, ws, p, o):
     d2 = math.sqrt(d2 / d) / h0
     h1 = max(1e-6, 1e-3 * h0) if d1 <= 1e-15 and d2 <= 1e-15 else (0.01 / max(d1, d2)) ** power
     h = min(100.0 * h0, h1, span)
-    return h if math.isfinite(h) and math.isfinite(d2) and h > 0.0 else 1e-6 * span
+    return h if 0.0 < h < np.inf and d2 < np.inf else 1e-6 * span
 '''
 
 INSERTION_POINT = '''

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields are recognised without tracing: the same code compiles once, and nothing it sees is baked in by mistake."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ode_fields import DOUBLE, tensor
+from torch import nn
+
+import pyro_latentde as lde
+from pyro_latentde.solve.fused import cpu, kernel_cache
+from pyro_latentde.solve.fused import trace as trace_module
+
+TIMES = tensor(0.0, 1.0)
+Y0 = tensor(1.0, 2.0)
+TWICE = 2.0
+
+
+def run(f, p=None, **settings):
+    """End state of two Euler steps: y (1 + .5 k)^2 for y' = k y."""
+    settings = {"method": "euler", "step_size": 0.5, "engine": "fused", **settings}
+    return lde.odesolve(f, Y0, TIMES, p, **settings).ys[-1]
+
+
+def grown(rate):
+    return Y0 * (1 + 0.5 * rate) ** 2
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts of traces and of kernels made or loaded."""
+    counts = {"traces": 0, "kernels": 0}
+    trace_row, load_module = trace_module.trace_row, cpu.load_module
+
+    def counted_trace(*args, **kwargs):
+        counts["traces"] += 1
+        return trace_row(*args, **kwargs)
+
+    def counted_load(source):
+        counts["kernels"] += 1
+        return load_module(source)
+
+    monkeypatch.setattr(trace_module, "trace_row", counted_trace)
+    monkeypatch.setattr(cpu, "load_module", counted_load)
+    return counts
+
+
+# ---- one kernel ------------------------------------------------------------------------------------------------
+
+
+def test_a_lambda_made_anew_compiles_once(work):
+    for rate in (0.1, 0.2, 0.3):
+        torch.testing.assert_close(run(lambda t, y, p: p * y, torch.tensor(rate, dtype=DOUBLE)), grown(rate))
+    assert work == {"traces": 1, "kernels": 1}
+
+
+def test_a_closure_over_a_tensor_made_anew_compiles_once(work):
+    def model(rate):
+        return run(lambda t, y: rate * y)
+
+    for value in (0.1, 0.2, 0.3):
+        rate = torch.tensor(value, dtype=DOUBLE, requires_grad=True)
+        end = model(rate)
+        torch.testing.assert_close(end, grown(value))
+        (slope,) = torch.autograd.grad(end.sum(), rate)
+        torch.testing.assert_close(slope, (Y0 * (1 + 0.5 * rate)).sum().detach())
+    assert work == {"traces": 1, "kernels": 2}
+
+
+def test_helpers_partials_methods_and_nested_functions_are_walked(work):
+    class Rates:
+        def __init__(self, rate):
+            self.rate = rate
+
+        def field(self, t, y):
+            return self.rate * y
+
+    def outer(rate):
+        def helper(y):
+            return rate * y
+
+        return lambda t, y: helper(y)
+
+    def bare(rate, t, y):
+        return rate * y
+
+    makers = [lambda k: Rates(k).field, outer, lambda k: functools.partial(bare, k)]
+    for make in makers:
+        for rate in (tensor(0.1), tensor(0.2), tensor(0.3)):
+            torch.testing.assert_close(run(make(rate)), grown(rate))
+    assert work["traces"] <= 5  # a method of a new object may be a new field; a function is not
+
+
+def test_parameters_given_as_floats_need_no_new_kernel(work):
+    for rate in (0.1, 0.25):
+        torch.testing.assert_close(run(lambda t, y, p: p["k"] * y, {"k": rate}), grown(rate))
+    assert work["traces"] == 1
+
+
+# ---- another kernel --------------------------------------------------------------------------------------------
+
+
+def test_a_changed_closure_float_changes_the_answer():
+    for rate in (0.1, 0.2, 0.1):
+        torch.testing.assert_close(run(lambda t, y, rate=rate: rate * y), grown(rate))
+
+    def closed(rate):
+        return lambda t, y: rate * y
+
+    for rate in (0.1, 0.2, 0.1, -0.0):
+        torch.testing.assert_close(run(closed(rate)), grown(rate))
+
+
+def test_a_changed_global_changes_the_answer(monkeypatch):
+    def f(t, y):
+        return TWICE * y
+
+    torch.testing.assert_close(run(f), grown(2.0))
+    monkeypatch.setitem(globals(), "TWICE", 3.0)
+    torch.testing.assert_close(run(f), grown(3.0))
+
+
+def test_a_changed_dictionary_or_list_changes_the_answer():
+    rates = {"k": 0.1, "more": [0.2, 0.3]}
+
+    def f(t, y):
+        return (rates["k"] + rates["more"][1]) * y
+
+    torch.testing.assert_close(run(f), grown(0.4))
+    rates["more"][1] = 0.5
+    torch.testing.assert_close(run(f), grown(0.6))
+    rates["k"] = tensor(0.0)
+    torch.testing.assert_close(run(f), grown(0.5))
+
+
+def test_a_changed_attribute_of_a_module_or_object_changes_the_answer():
+    class Plain:
+        rate = 0.1
+
+        def __call__(self, t, y):
+            return self.rate * y
+
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate, self.options = 0.1, {"scale": 1.0}
+
+        def forward(self, t, y):
+            return self.rate * self.options["scale"] * y
+
+    for field in (Plain(), Module()):
+        torch.testing.assert_close(run(field), grown(0.1))
+        field.rate = 0.3
+        torch.testing.assert_close(run(field), grown(0.3))
+    field.options["scale"] = 2.0
+    torch.testing.assert_close(run(field), grown(0.6))
+
+
+def test_a_changed_class_attribute_changes_the_answer():
+    class Plain:
+        rate = 0.1
+
+        def __call__(self, t, y):
+            return self.rate * y
+
+    field = Plain()
+    torch.testing.assert_close(run(field), grown(0.1))
+    Plain.rate = 0.2
+    torch.testing.assert_close(run(field), grown(0.2))
+
+
+def test_a_replaced_submodule_or_weight_changes_the_answer():
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(tensor(0.1))
+
+        def forward(self, t, y):
+            return self.scale * y
+
+    field = Module()
+    torch.testing.assert_close(run(field), grown(0.1))
+    with torch.no_grad():
+        field.scale.fill_(0.2)
+    torch.testing.assert_close(run(field), grown(0.2))
+    field.scale = nn.Parameter(tensor(0.3))
+    end = run(field)
+    torch.testing.assert_close(end, grown(0.3))
+    end.sum().backward()
+    assert field.scale.grad is not None
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh()).double()
+    f = lambda t, y: net(y)  # noqa: E731
+    first = run(f)
+    net[1] = nn.Identity()
+    assert not torch.equal(run(f), first)
+
+
+def test_a_changed_index_tensor_changes_the_answer():
+    rates, index = tensor(0.1, 0.2, 0.3), torch.tensor([0, 1])
+
+    def f(t, y):
+        return rates[index] * y
+
+    torch.testing.assert_close(run(f), grown(tensor(0.1, 0.2)))
+    index[1] = 2
+    torch.testing.assert_close(run(f), grown(tensor(0.1, 0.3)))
+
+
+def test_a_large_changed_index_tensor_changes_the_answer():
+    rates, index = tensor(0.1, 0.2, 0.3), torch.zeros(3000, dtype=torch.int64)
+
+    def f(t, y):
+        return rates[index[-2:]] * y
+
+    torch.testing.assert_close(run(f), grown(0.1))
+    index[-1] = 2
+    torch.testing.assert_close(run(f), grown(tensor(0.1, 0.3)))
+
+
+def test_a_changed_boolean_mask_changes_the_answer():
+    mask = torch.tensor([True, False])
+
+    def f(t, y):
+        return torch.where(mask, 0.1, 0.2) * y
+
+    torch.testing.assert_close(run(f), grown(tensor(0.1, 0.2)))
+    mask.logical_not_()
+    torch.testing.assert_close(run(f), grown(tensor(0.2, 0.1)))
+
+
+def test_a_changed_numpy_array_changes_the_answer():
+    import numpy as np
+
+    rates = np.array([0.1, 0.2])
+
+    def f(t, y):
+        return torch.as_tensor(rates) * y
+
+    torch.testing.assert_close(run(f), grown(tensor(0.1, 0.2)))
+    rates[1] = 0.3
+    torch.testing.assert_close(run(f), grown(tensor(0.1, 0.3)))
+
+
+def test_aliasing_is_part_of_the_key():
+    def make(a, b):
+        return lambda t, y: (a + 2 * b) * y
+
+    same = tensor(0.1, requires_grad=True)
+    one, two = tensor(0.1, requires_grad=True), tensor(0.2, requires_grad=True)
+    for a, b in ((same, same), (one, two), (same, same), (two, one)):
+        end = run(make(a, b))
+        torch.testing.assert_close(end, grown((a + 2 * b).detach()))
+        bars = torch.autograd.grad(end.sum(), [a, b])
+        slope = (Y0 * (1 + 0.5 * (a + 2 * b))).sum().detach()
+        if a is b:
+            torch.testing.assert_close(bars[0], 3 * slope.reshape(1))
+        else:
+            torch.testing.assert_close(bars, (slope.reshape(1), 2 * slope.reshape(1)))
+
+
+def test_a_replaced_captured_tensor_is_read_anew():
+    box = {"k": tensor(0.1)}
+
+    def f(t, y):
+        return box["k"] * y
+
+    torch.testing.assert_close(run(f), grown(0.1))
+    box["k"] = tensor(0.2)
+    torch.testing.assert_close(run(f), grown(0.2))
+    box["k"].mul_(2)
+    torch.testing.assert_close(run(f), grown(0.4))
+    box["k"] = torch.tensor(0.3, dtype=DOUBLE)  # another shape
+    torch.testing.assert_close(run(f), grown(0.3))
+
+
+def test_code_of_equal_text_but_other_constants_is_other_code():
+    fields = [eval(f"lambda t, y: {rate} * y") for rate in (0.1, 0.2)]
+    for f, rate in zip(fields, (0.1, 0.2), strict=True):
+        torch.testing.assert_close(run(f), grown(rate))
+
+
+def test_the_training_flag_of_a_module_is_part_of_the_key():
+    class Module(nn.Module):
+        def forward(self, t, y):
+            return (0.1 if self.training else 0.2) * y
+
+    field = Module()
+    torch.testing.assert_close(run(field), grown(0.1))
+    torch.testing.assert_close(run(field.eval()), grown(0.2))
+
+
+def test_fields_are_forgotten_one_by_one_not_all_kept():
+    from pyro_latentde.solve import vector_field
+
+    for i in range(5):
+        run(lambda t, y, i=i: 0.1 * (i + 1) * y, engine="torch")
+    assert len(vector_field._FIELDS) <= vector_field._LIMIT
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import logging, sys, torch
+import pyro_latentde as lde
+from pyro_latentde.solve.fused import kernel_cache
+y0, k = torch.ones(1, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+f = lambda t, y, p: -p * y
+solution = lde.odesolve(f, y0, times, k, method="euler", step_size=0.5, engine="fused")
+solution.ys[-1].sum().backward()
+from numba.core.dispatcher import Dispatcher
+modules = [m for n, m in sys.modules.items() if n.startswith("k_")]
+hits = sum(sum(d.stats.cache_hits.values()) for m in modules for d in vars(m).values() if isinstance(d, Dispatcher))
+print(solution.ys[-1].item(), k.grad.item(), hits, kernel_cache.cache_folder())
+"""
+
+
+def in_a_process(cache):
+    environment = {**os.environ, "PYRO_LATENTDE_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", SCRIPT], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    value, slope, hits, folder = done.stdout.split()
+    assert (float(value), float(slope)) == (0.5625, -0.75)
+    return int(hits), folder
+
+
+def test_a_second_process_reuses_the_files_of_the_first(tmp_path):
+    hits, folder = in_a_process(tmp_path)
+    assert hits == 0 and folder.startswith(str(tmp_path))
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("k_*")}
+    assert len([p for p in files if p.suffix == ".py"]) == 2  # the solve and its gradient
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+    assert in_a_process(tmp_path)[0] == 2
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("k_*")} == files
+
+
+def test_without_a_writable_folder_kernels_live_in_memory(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert in_a_process(blocked) == (0, "None")
+
+
+def test_clear_cache_forgets_memory_and_files(tmp_path, monkeypatch, work):
+    monkeypatch.setenv("PYRO_LATENTDE_CACHE", str(tmp_path))
+    kernel_cache.cache_folder.cache_clear()
+    try:
+        for _ in range(2):
+            run(lambda t, y, p: p * y, torch.tensor(0.1, dtype=DOUBLE))
+        assert list(tmp_path.rglob("k_*.py"))
+        lde.clear_cache()
+        assert not list(tmp_path.rglob("k_*"))
+        before = dict(work)
+        torch.testing.assert_close(run(lambda t, y, p: p * y, torch.tensor(0.1, dtype=DOUBLE)), grown(0.1))
+        assert work == {"traces": before["traces"] + 1, "kernels": before["kernels"] + 1}
+    finally:
+        kernel_cache.cache_folder.cache_clear()

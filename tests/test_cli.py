@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: each command's files and text, at sizes that take seconds."""
+
+import json
+import math
+
+import arviz
+import matplotlib.image
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pyro_latentde.cli import app
+from pyro_latentde.data import Series
+from pyro_latentde.demo import FIGURES, REFERENCE, format_table
+from pyro_latentde.models import systems
+from pyro_latentde.models.systems import lotka_volterra
+
+SIZES = ("--num-samples", "30", "--num-warmup", "40", "--num-chains", "2", "--seed", "3")
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200", "CI": "1"})
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "made" / "here"
+    result = invoke("demo", "--out", out, *SIZES)
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_demo_prints_the_table_beside_the_reference(demo):
+    rows = {line.split()[0]: line.split()[1:] for line in demo[1].splitlines() if line.split()[:1]}
+    for name, (mean, sd) in REFERENCE.items():
+        here, _, _, ess, there, spread = map(float, rows[name])
+        assert (there, spread) == (pytest.approx(mean, rel=1e-3), pytest.approx(sd, rel=1e-2))
+        # 60 draws with an ESS of at least 10: five standard errors, so a false alarm in a million.
+        assert ess > 10 and abs(here - mean) < 5 * sd / math.sqrt(10)
+
+
+def test_demo_metrics_are_plain_numbers(demo):
+    metrics = json.loads((demo[0] / "metrics.json").read_text(), parse_constant=pytest.fail)
+    for name in ("rhat_max", "ess_min", "ess_tail_min", "divergences", "ode_failed", "seconds", "sampling_seconds"):
+        assert isinstance(metrics[name], int | float), name
+    for table in (metrics["mean"], metrics["sd"], metrics["rhat"], metrics["ess"], *metrics["reference"].values()):
+        assert list(table) == list(REFERENCE)
+        assert all(isinstance(value, float) for value in table.values())
+    assert metrics["rhat_max"] == max(metrics["rhat"].values())
+    assert metrics["ess_min"] == min(metrics["ess"].values())
+    assert metrics["seconds"] >= metrics["sampling_seconds"] > 0
+    sizes = {name: metrics[name] for name in ("num_samples", "num_warmup", "num_chains", "seed")}
+    assert sizes == {"num_samples": 30, "num_warmup": 40, "num_chains": 2, "seed": 3}
+
+
+def test_demo_file_opens_in_arviz(demo):
+    idata = arviz.from_netcdf(str(demo[0] / "posterior.nc"))
+    groups = {group.strip("/") for group in idata.groups()}
+    promised = {"posterior", "sample_stats", "observed_data", "constant_data", "log_likelihood", "posterior_predictive"}
+    assert promised | {"prior", "prior_predictive"} <= groups
+    posterior = idata["posterior"]
+    assert dict(posterior.sizes) == {"chain": 2, "draw": 30, "z_state": 2}
+    metrics = json.loads((demo[0] / "metrics.json").read_text())
+    mean = float(posterior["z0"].sel(z_state="hare").mean())
+    assert mean == pytest.approx(metrics["mean"]["z0[hare]"], rel=1e-12)
+    assert list(idata["observed_data"]["obs"].sel(z_state="lynx").values[:3]) == [4.0, 6.1, 9.8]
+    assert idata["posterior_predictive"]["obs"].sizes["z_time"] == 21
+    idata.close()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_demo_figures_are_pictures(demo, name):
+    picture = matplotlib.image.imread(demo[0] / name)
+    assert min(picture.shape[:2]) > 400
+    assert picture[..., :3].std() > 0.05  # not a blank page
+
+
+def test_table_of_a_single_chain_has_no_rhat():
+    columns = ("mean", "sd", "r_hat", "ess_bulk", "ess_tail")
+    table = pd.DataFrame([(0.5, 0.1, math.nan, 10.0, 10.0)], index=["alpha"], columns=columns)
+    assert format_table(table).splitlines()[2].split() == "alpha 0.5 0.1 nan 10 0.5469 0.063".split()
+
+
+def test_demo_refuses_too_few_draws():
+    result = invoke("demo", "--num-samples", 3)
+    assert result.exit_code == 2 and "num-samples" in result.output
+
+
+def test_systems_lists_the_zoo():
+    result = invoke("systems")
+    assert result.exit_code == 0
+    for name in systems.__all__:
+        assert f"{name}: " in result.output
+    assert "hare, lynx" in result.output and "gamma = 0.8" in result.output
+
+
+def test_simulate_writes_what_the_simulator_draws(tmp_path):
+    path = tmp_path / "counts.csv"
+    options = (
+        "--stop",
+        10,
+        "--num-times",
+        6,
+        "--num-series",
+        2,
+        "--missing",
+        0.3,
+        "--seed",
+        4,
+        "--parameter",
+        "alpha=0.6",
+    )
+    result = invoke("simulate", "lotka_volterra", "--out", path, *options)
+    assert result.exit_code == 0, result.output
+    times = torch.linspace(0, 10, 6, dtype=torch.float64)
+    expected = lotka_volterra.simulate(times, parameters={"alpha": 0.6}, num_series=2, missing=0.3, seed=4).series
+    read = Series.from_csv(path, time="time", values=["hare", "lynx"], series="series")
+    assert torch.equal(read.times, expected.times) and torch.equal(read.mask, expected.mask)
+    assert torch.equal(read.values, expected.values) and not read.complete
+
+
+def test_simulate_prints_without_a_file():
+    result = invoke("simulate", "linear")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0] == "series,time,x,v"
+    assert len(result.output.splitlines()) == 41
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere",), ("nowhere", "lotka_volterra")),
+        (("linear", "--parameter", "omega"), ("NAME=NUMBER", "omega")),
+        (("linear", "--parameter", "alpha=1"), ("alpha", "kappa")),
+        (("linear", "--missing", 1.5), ("missing", "1.5")),
+    ],
+)
+def test_simulate_explains_bad_input(arguments, words):
+    result = invoke("simulate", *arguments)
+    assert result.exit_code == 2
+    assert all(word in result.output for word in words), result.output

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's example runs as it is printed, with fewer draws; what it points to exists."""
+
+import re
+from pathlib import Path
+
+import arviz
+import matplotlib.image
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+MOST_LINES = 25
+
+
+def test_example_is_short():
+    assert sum(bool(line.strip()) for line in EXAMPLE.splitlines()) <= MOST_LINES
+
+
+def test_example_runs(monkeypatch, tmp_path):
+    """Only the numbers of iterations are changed, 1000 to 40."""
+    code, changed = re.subn(r"\b(num_samples|num_warmup)=1000\b", r"\1=40", EXAMPLE)
+    assert changed == 2
+    monkeypatch.chdir(tmp_path)
+    data = "pyro_latentde/data/hudson_lynx_hare.csv"
+    assert data in code
+    code = code.replace(data, (ROOT / data).as_posix())  # the example is run from the repository
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["posterior"].num_draws == 40
+    # Loose on purpose: the period of ten years, which any chain near the posterior has.
+    product = (names["posterior"]["alpha"] * names["posterior"]["gamma"]).mean().item()
+    assert product == pytest.approx(0.43, abs=0.05)
+    idata = arviz.from_netcdf(str(tmp_path / "posterior.nc"))
+    assert {"posterior", "posterior_predictive", "log_likelihood"} <= {g.strip("/") for g in idata.groups()}
+    idata.close()
+    assert matplotlib.image.imread(tmp_path / "forecast.png").std() > 0.05
+
+
+def test_what_it_points_to_exists():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [target for target in targets if "://" not in target]
+    assert "tutorials/01_first_posterior.ipynb" in local and "docs/decisions.md" in local
+    assert [target for target in local if not (ROOT / target).exists()] == []
+    picture = next(ROOT / target for target in local if target.endswith(".png"))
+    assert picture.stat().st_size < 150_000
