@@ -31,7 +31,14 @@ def machine() -> dict[str, str | int]:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         processor = names[0] if names else processor
     packages = {name: version(name) for name in ("torch", "numba", "pyro-ppl", "torchdiffeq")}
-    return {"processor": processor, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), **packages}
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **packages,
+    }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make bench``: this package and its peers on the same cores in one run. Prints ratios and writes ``benchmarks/results.json``."""
+"""``make bench``: this package and its peers on the same cores in one run: ratios, and ``benchmarks/results.json``."""
 
 import json
 import sys

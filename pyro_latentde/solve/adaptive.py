@@ -191,9 +191,7 @@ class _Adaptive:
         size = torch.sqrt(fifth**2 + 0.01 * third**2)
         return torch.where(size == 0, 0.0, fifth**2 / size).to(h)
 
-    def _factor(
-        self, error: Tensor, before: Tensor, finite: Tensor, accept: Tensor, rejected: Tensor
-    ) -> Tensor:
+    def _factor(self, error: Tensor, before: Tensor, finite: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
         k = self.method.error_order
         grow = (0.9 * error.clamp(min=1e-10) ** (-0.7 / k) * before ** (0.4 / k)).clamp(0.2, 10.0)
         grow = torch.where(rejected, grow.clamp(max=1.0), grow)

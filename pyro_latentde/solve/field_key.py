@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a vector field is, for the cache: its code and everything it can see, tensors by shape and the rest by value.
 
-Models make their fields anew at every call (``lambda t, y, p: ...`` inside the model). Two such functions have the same key when
-they run the same code on tensors of the same shapes and on equal floats, so the kernel compiled for the first serves the second,
-with the second's tensors as inputs. Walking takes microseconds; tracing takes milliseconds.
+Models make their fields anew at every call (``lambda t, y, p: ...`` inside the model). Two such functions have the
+same key when
+they run the same code on tensors of the same shapes and on equal floats, so the kernel compiled for the first serves
+the second, with the second's tensors as inputs. Walking takes microseconds; tracing takes milliseconds.
 """
 
 import functools
-import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,10 @@ import torch
 __all__ = ["Walk", "walk_field"]
 
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
-_MANY = 1000
+_MANY = 1000  # numbers; larger arrays are known by a hash
+_LIBRARIES = {"torch", "numpy", "math", "pyro", "builtins", "typing", "abc", "collections", "functools"}
+_EVERY_MODULE_HAS = frozenset(vars(torch.nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Walk:
     tensors: list[torch.Tensor] = field(default_factory=list)
     keep: list[Any] = field(default_factory=list)
     slots: dict[int, int] = field(default_factory=dict)
-    seen: set[int] = field(default_factory=set)
+    seen: dict[int, int] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple:
@@ -44,9 +47,9 @@ class Walk:
         elif isinstance(value, _SCALARS):
             self.parts.append((type(value), value))
         elif id(value) in self.seen:
-            self.parts.append(("again", type(value).__name__))
+            self.parts.append(("again", self.seen[id(value)]))
         else:
-            self.seen.add(id(value))
+            self.seen[id(value)] = len(self.seen)
             self._compound(value)
 
     def _tensor(self, value: torch.Tensor) -> None:
@@ -56,7 +59,7 @@ class Walk:
             self.tensors.append(value)
         self.parts.append((slot, tuple(value.shape), value.dtype, value.device.type))
         if not value.dtype.is_floating_point and not torch._C._functorch.is_functorch_wrapped_tensor(value):
-            self.parts.append(tuple(value.detach().reshape(-1)[:_MANY].tolist()))  # positions are baked in
+            self.parts.append(_content(value.detach().cpu().numpy()))  # positions are baked in
 
     def _compound(self, value: Any) -> None:
         if isinstance(value, types.FunctionType):
@@ -69,18 +72,15 @@ class Walk:
                 self.visit(part)
         elif isinstance(value, dict):
             self._identity(type(value))
-            for k, v in list(value.items())[:_MANY]:
+            for k, v in list(value.items()):
                 self.parts.append(k if isinstance(k, _SCALARS) else id(k))
                 self.visit(v)
         elif isinstance(value, (list, tuple, set, frozenset)):
             self.parts.append((type(value), len(value)))
-            for v in list(value)[:_MANY]:
+            for v in list(value):
                 self.visit(v)
         elif isinstance(value, np.ndarray):
-            self.parts.append(
-                (value.shape, value.dtype.str, value.tobytes() if value.size <= _MANY else id(value))
-            )
-            self.keep.append(value)
+            self.parts.append((value.shape, value.dtype.str, _content(value)))
         elif isinstance(value, torch.nn.Module):
             self._module(value)
         else:
@@ -100,41 +100,83 @@ class Walk:
                 self.visit(cell.cell_contents)
             except ValueError:  # a cell that is not filled yet
                 self.parts.append("empty")
-        for name in _global_names(f.__code__):
+        names = _global_names(f.__code__)
+        for name in names:
             if name in f.__globals__:
                 value = f.__globals__[name]
                 if not isinstance(value, types.ModuleType):
                     self.visit(value)
+                elif value.__name__.partition(".")[0] not in _LIBRARIES:
+                    self._module_of_code(value, names)
+
+    def _module_of_code(self, module: types.ModuleType, names: tuple[str, ...]) -> None:
+        """What the code may read from a Python module: ``settings.RATE``."""
+        for name in names:
+            value = vars(module).get(name)
+            if value is not None and not isinstance(value, types.ModuleType):
+                self.parts.append(name)
+                self.visit(value)
+
+    def _class(self, cls: type) -> None:
+        """Methods and data that a class gives its objects."""
+        for holder, name in _own_attributes(cls):
+            value = vars(holder).get(name)
+            value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+            self.parts.append(name)
+            self.visit(value)
 
     def _module(self, module: torch.nn.Module) -> None:
         """Weights and buffers as tensors, plain attributes by value; the rest of a module is its class."""
         self._identity(module)
-        for child in module.modules():
-            self.parts.append((type(child), child.training))
-            for name, value in _attributes(child):
-                if isinstance(value, (torch.Tensor, *_SCALARS)):
-                    self.parts.append(name)
+        for name, child in module.named_modules():
+            cls = type(child)
+            self.parts.append((name, cls, child.training))
+            self._class(cls)
+            for key, value in list(vars(child).items()):
+                if key not in _EVERY_MODULE_HAS and not key.startswith("_pyro_"):
+                    self.parts.append(key)
                     self.visit(value)
+            for key in _HOOKS:
+                if hooks := vars(child)[key]:
+                    self.visit(hooks)
             for group in (child._parameters, child._buffers):
-                for value in group.values():
+                for key, value in group.items():
+                    self.parts.append(key)
                     self.visit(value)
 
     def _object(self, value: Any) -> None:
         self._identity(value)
         if isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType)):
             return
-        call = inspect.getattr_static(type(value), "__call__", None)
-        if isinstance(call, types.FunctionType):
-            self.visit(call)
+        self._class(type(value))
         for name, attribute in _attributes(value):
             self.parts.append(name)
             self.visit(attribute)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    for name, attribute in list(getattr(value, "__dict__", {}).items())[:_MANY]:
-        if not name.startswith("_pyro_") and name not in ("_parameters", "_buffers", "_modules"):
+    for name, attribute in list(getattr(value, "__dict__", {}).items()):
+        if not name.startswith("_pyro_"):
             yield name, attribute
+
+
+def _content(values: np.ndarray) -> bytes | int:
+    content = np.ascontiguousarray(values).tobytes()
+    return content if values.size <= _MANY else hash(content)
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_attributes(cls: type) -> tuple[tuple[type, str], ...]:
+    """Where a class and its bases, libraries excepted, define methods and data; not what Python itself keeps there."""
+    own = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in _LIBRARIES]
+    return tuple(
+        (c, name)
+        for c in own
+        for name, value in vars(c).items()
+        if name == "__call__"
+        or not name.startswith(("__", "_abc_"))
+        and not isinstance(value, types.MemberDescriptorType)
+    )
 
 
 @functools.lru_cache(maxsize=4096)

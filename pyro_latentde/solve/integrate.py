@@ -20,7 +20,6 @@ from pyro_latentde.solve.vector_field import BoundField
 __all__ = ["odesolve"]
 
 
-
 def odesolve(
     f: Callable | BoundField,
     y0: Any,
@@ -42,19 +41,23 @@ def odesolve(
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
 
     Args:
-        f: ``f(t, y, p)`` for one row: t ``()``, y ``(D,)`` (or the structure of ``y0``), p as given; returns dy/dt like y, in
-            units of y per unit of t. ``f(t, y)`` without parameters, modules and closures work; captured tensors and module
-            weights get gradients.
-        y0: Initial state, ``(*batch, D)``, or a dict or named tuple of ``(*batch,)`` scalars (vectors with ``event_dims``).
-        times: Output times, ``(T,)`` or ``(*batch, T)``. Decreasing times integrate backwards; repeated times are replicates.
+        f: ``f(t, y, p)`` for one row: t ``()``, y ``(D,)`` (or the structure of ``y0``), p as given; returns dy/dt
+            like y, in
+            units of y per unit of t. ``f(t, y)`` without parameters, modules and closures work; captured tensors and
+            module weights get gradients.
+        y0: Initial state, ``(*batch, D)``, or a dict or named tuple of ``(*batch,)`` scalars (vectors with
+            ``event_dims``).
+        times: Output times, ``(T,)`` or ``(*batch, T)``. Decreasing times integrate backwards; repeated times are
+            replicates.
         params: Tensor, float, or dict, list, tuple or named tuple of these; leading dimensions are batch.
         t0: Time of ``y0``, ``()`` or ``(*batch,)``; the first time by default, needed where the times are unsorted.
-        method: ``"tsit5"`` (default; dopri5 where torchdiffeq solves), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``; with a fixed step also ``rk4``, ``midpoint``,
-            ``euler``.
+        method: ``"tsit5"`` (default; dopri5 where torchdiffeq solves), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``;
+            with a fixed step also ``rk4``, ``midpoint``, ``euler``.
         rtol: Relative tolerance; 1e-6 for float64, 1e-4 for float32.
         atol: Absolute tolerance in units of y; 1e-8 for float64, 1e-6 for float32.
         step_size: Take equal steps of at most this size instead of controlling the error, in units of t.
-        gradient: ``"discrete"`` (exact for the accepted steps, which are held fixed), ``"forward"`` (the same by forward
+        gradient: ``"discrete"`` (exact for the accepted steps, which are held fixed), ``"forward"`` (the same by
+            forward
             sensitivities: few parameters), ``"adjoint"`` (continuous adjoint, by torchdiffeq).
         engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU), ``"torch"`` (any device), ``"torchdiffeq"``.
         event_dims: Trailing dimensions of a parameter (or structured state) that belong to one row, by name
@@ -130,7 +133,9 @@ def _solve(problem: Problem, engine: str, settings: SolveSettings) -> Rows:
         ys, status, counts = _by_torchdiffeq(problem, method, settings)
     else:
         if engine == "fused":
-            function = fused_function(problem, method, settings.fused(_wants_gradient(problem), problem.checked), replay)
+            function = fused_function(
+                problem, method, settings.fused(_wants_gradient(problem), problem.checked), replay
+            )
         else:
             function = torch_function(problem, method, settings.control, replay)
         ys, status, counts, _ = apply(function, problem.rows, problem.shared, *problem.tensors)
@@ -162,8 +167,8 @@ def _by_torchdiffeq(problem: Problem, method: Method, settings: SolveSettings) -
 
     if torch._C._are_functorch_transforms_active():
         raise SolveError(
-            'engine="torchdiffeq" (also gradient="adjoint") does not run under vmap, grad and other torch.func transforms, '
-            'which infer.nuts uses too. Try engine="auto" with gradient="discrete".'
+            'engine="torchdiffeq" (also gradient="adjoint") does not run under vmap, grad and other '
+            'torch.func transforms, which infer.nuts uses too. Try engine="auto" with gradient="discrete".'
         )
     rows = [t.expand(problem.rows, *t.shape) if s else t for t, s in zip(problem.tensors, problem.shared, strict=True)]
     leaves, shared = problem.tensors[3:], problem.shared[3:]
@@ -204,11 +209,15 @@ def _at(
     start, grid = problem.tensors[2], problem.times
     start = start if problem.shared[2] else start.reshape(problem.batch)
     end = torch.where(grid.amax(-1) > start, grid.amax(-1), grid.amin(-1))[..., None]
-    low, high = torch.minimum(start[..., None], grid.amin(-1, keepdim=True)), torch.maximum(start[..., None], grid.amax(-1, keepdim=True))
+    low, high = (
+        torch.minimum(start[..., None], grid.amin(-1, keepdim=True)),
+        torch.maximum(start[..., None], grid.amax(-1, keepdim=True)),
+    )
     outside = peek(((points < low) | (points > high)).any())
     if outside is not None and outside:
         raise SolveError(
-            f"at() was asked for times outside the solved span {_span(low, high)}; got {points.detach().flatten().tolist()[:6]}. "
+            f"at() was asked for times outside the solved span {_span(low, high)}; got "
+            f"{points.detach().flatten().tolist()[:6]}. "
             "Solve again with times that reach there."
         )
     lead = torch.broadcast_shapes(points.shape[:-1], end.shape[:-1])
@@ -245,11 +254,11 @@ def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> 
     method = get_method(settings.method)
     with torch.no_grad():
         if engine == "fused":
-            function = fused_function(problem, method, settings.fused(True, problem.checked), settings.replay_steps(problem))
+            function = fused_function(
+                problem, method, settings.fused(True, problem.checked), settings.replay_steps(problem)
+            )
         else:
             function = torch_function(problem, method, settings.control, settings.replay_steps(problem))
         *_, tokens = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
         found = find_steps(tokens)
     return torch.from_numpy(found.sizes()).to(problem.tensors[0]) if engine == "fused" else found.h
-
-

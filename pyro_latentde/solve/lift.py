@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding and exchanging the tensors a vector field captures.
 
-A tensor that a field did not get as an argument and did not make itself was captured: from a closure, a global, a module. Were it
-left where it is, a kernel or an autograd function would treat it as a constant, and its gradient would be silently lost. So each
-is exchanged, by identity, for a stand-in that is an input like any other.
+A tensor that a field did not get as an argument and did not make itself was captured: from a closure, a global, a
+module. Were it
+left where it is, a kernel or an autograd function would treat it as a constant, and its gradient would be silently
+lost. So each is exchanged, by identity, for a stand-in that is an input like any other.
 """
 
 import threading
@@ -103,7 +104,8 @@ class Lift(TorchFunctionMode):
 def _refuse_gradient(value: torch.Tensor) -> torch.Tensor:
     if value.dtype.is_floating_point and (value.requires_grad or is_wrapped(value)):
         raise GradientPathError(
-            f"a tensor of shape {tuple(value.shape)} that needs a gradient appeared in the vector field only during the solve "
+            f"a tensor of shape {tuple(value.shape)} that needs a gradient appeared in the vector field only during "
+            f"the solve "
             "(behind a branch?): its gradient would be lost. Pass it as a parameter, f(t, y, p)."
         )
     return value
@@ -114,7 +116,8 @@ def _computed_positions(tensor: torch.Tensor, key: Any) -> tuple[torch.Tensor, A
     parts = list(key) if isinstance(key, tuple) else [key]
     if any(isinstance(part, str) for part in parts):
         raise ShapeError(
-            f"the vector field reads [{key!r}] of a tensor of shape {tuple(tensor.shape)}: names need params (or y0) as a dict, "
+            f"the vector field reads [{key!r}] of a tensor of shape {tuple(tensor.shape)}: names need params (or y0) "
+            f"as a dict, "
             f"{{{key!r}: ...}}."
         )
     if any(part is Ellipsis for part in parts):
@@ -129,7 +132,7 @@ def _computed_positions(tensor: torch.Tensor, key: Any) -> tuple[torch.Tensor, A
 
 
 def in_fresh_thread(task: Callable[[], Any]) -> Any:
-    """Run ``task`` where no dispatch mode, functorch level or autocast of the caller is active: they are thread-local."""
+    """Run ``task`` where no dispatch mode or functorch level of the caller is active: they are thread-local."""
     box: dict[str, Any] = {}
 
     def run() -> None:

@@ -14,8 +14,8 @@ outputs at steps.
 from dataclasses import dataclass
 
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve import dop853_table
+from pyro_latentde.solve.choices import not_among
 
 __all__ = ["METHODS", "Method", "get_method"]
 

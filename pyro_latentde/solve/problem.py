@@ -26,7 +26,8 @@ class Problem:
         f: The user's field.
         info: What is known about it.
         batch: Batch shape; its product is the number of rows.
-        tensors: y0, times, t0, then parameters, bound and captured tensors; each ``(...)`` if shared, else ``(rows, ...)``.
+        tensors: y0, times, t0, then parameters, bound and captured tensors; each ``(...)`` if shared, else ``(rows,
+            ...)``.
         shared: Which tensors have no row dimension.
         originals: The bound and captured tensors as the field sees them.
         names: What each parameter is called in messages.
@@ -77,13 +78,16 @@ def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tens
     if isinstance(y0, Tensor):
         _check_floating("y0", y0)
         if y0.ndim == 0:
-            raise ShapeError("y0 has no dimension; expected (*batch, D): one state is a vector of length 1, y0.reshape(1).")
+            raise ShapeError(
+                "y0 has no dimension; expected (*batch, D): one state is a vector of length 1, y0.reshape(1)."
+            )
         if y0.shape[-1] == 0:
             raise ShapeError(f"y0 has shape {tuple(y0.shape)}; expected (*batch, D) with at least one state.")
         return StateShape(None, (y0.shape[-1:],), ()), y0
     if isinstance(y0, (int, float, list, np.ndarray)):
         raise ShapeError(
-            f"y0 is of type {type(y0).__name__}; expected a tensor (*batch, D), for example torch.tensor([1.0, 2.0]), or a dict "
+            f"y0 is of type {type(y0).__name__}; expected a tensor (*batch, D), for example torch.tensor([1.0, "
+            f"2.0]), or a dict "
             "or named tuple of tensors."
         )
     pairs, spec = tree_flatten_with_path(y0)
@@ -95,7 +99,8 @@ def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tens
         _check_floating(f"y0[{name!r}]", leaf)
         if leaf.dtype != leaves[0].dtype or leaf.device != leaves[0].device:
             raise ShapeError(
-                f"the states of y0 differ: {names[0]} is {leaves[0].dtype} on {leaves[0].device}, {name} is {leaf.dtype} on "
+                f"the states of y0 differ: {names[0]} is {leaves[0].dtype} on {leaves[0].device}, {name} is "
+                f"{leaf.dtype} on "
                 f"{leaf.device}; make them the same, for example y0[{name!r}].to(y0[{names[0]!r}])."
             )
     ranks = [event_dims.get(name, 0) for name in names]
@@ -132,7 +137,9 @@ def pose(
     if not callable(f):
         raise ShapeError(f"the vector field must be callable as f(t, y, p); got {type(f).__name__}.")
     if event_dims is not None and not isinstance(event_dims, dict):
-        raise ShapeError(f'event_dims = {event_dims!r}; expected a dict by name, {{"k": 1}}; a single tensor is called "p".')
+        raise ShapeError(
+            f'event_dims = {event_dims!r}; expected a dict by name, {{"k": 1}}; a single tensor is called "p".'
+        )
     given = dict(event_dims or {})
     state, y0 = flatten_state(y0, given)
     parameters = Parameters.of(params, y0)
@@ -170,7 +177,9 @@ def _as_times(name: str, value: Any, y0: Tensor) -> tuple[Tensor, np.ndarray | N
             value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
         except (TypeError, ValueError, RuntimeError) as error:
             kind = type(value).__name__
-            raise DataError(f"{name} of type {kind} cannot be read as numbers; expected a tensor or a list: {error}.") from error
+            raise DataError(
+                f"{name} of type {kind} cannot be read as numbers; expected a tensor or a list: {error}."
+            ) from error
     seen = peek(value)
     if seen is not None and not np.isfinite(seen).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
@@ -192,7 +201,9 @@ def _lay_out(
     order: Tensor | None,
     checked: bool,
 ) -> Problem:
-    lead = [torch.Size(x.shape[: x.ndim - r]) for x, r in zip(tensors, ranks, strict=True)]  # a subclass may give a tuple
+    lead = [
+        torch.Size(x.shape[: x.ndim - r]) for x, r in zip(tensors, ranks, strict=True)
+    ]  # a subclass may give a tuple
     batch = _broadcast(lead, names, [tuple(x.shape) for x in tensors])
     rows = batch.numel()
     out, shared = [], []
@@ -205,9 +216,7 @@ def _lay_out(
         x = x if own == batch else x.expand(*batch, *event)
         out.append(x if len(batch) == 1 else x.reshape((rows, *event)))
         shared.append(False)
-    return Problem(
-        f, info, batch, tuple(out), tuple(shared), tuple(originals), tuple(names[3:]), times, order, checked
-    )
+    return Problem(f, info, batch, tuple(out), tuple(shared), tuple(originals), tuple(names[3:]), times, order, checked)
 
 
 def _broadcast(shapes: Sequence[torch.Size], names: Sequence[str], full: Sequence[tuple] | None = None) -> torch.Size:
@@ -238,9 +247,7 @@ def _fits(shapes: Sequence[torch.Size]) -> bool:
 Side = tuple[Tensor, Tensor | None, bool]
 
 
-def _sides(
-    times: Tensor, start: Tensor, seen: np.ndarray | None, t0: np.ndarray | None, given: bool
-) -> list[Side]:
+def _sides(times: Tensor, start: Tensor, seen: np.ndarray | None, t0: np.ndarray | None, given: bool) -> list[Side]:
     """Times sorted away from t0: one set, or two (later and earlier, clamped at t0) when t0 lies between."""
     if seen is None or (given and t0 is None):
         return [(times, None, False)]
@@ -254,7 +261,8 @@ def _sides(
         if (rising | falling).all():
             return [(times, None, True)]
         raise DataError(
-            "times are not sorted, so the start is not clear: give t0= (the time of y0). The solution comes back in the "
+            "times are not sorted, so the start is not clear: give t0= (the time of y0). The solution comes back in "
+            "the "
             "order of the times given."
         )
     later, earlier = (after >= 0).all(-1), (after <= 0).all(-1)

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions that act on rows independently, made differentiable, mappable and traceable in one place.
 
-A :class:`RowFunction` computes on plain tensors, row by row, and names the functions that are its derivatives. :func:`apply`
-lifts it into PyTorch: ``backward`` (to any order the derivatives go), forward mode, ``torch.func.vmap`` (a mapped dimension becomes
-more rows, so a kernel never sees a batch dimension), ``make_fx`` and ``torch.compile`` (one opaque operator with a number).
+A :class:`RowFunction` computes on plain tensors, row by row, and names the functions that are its derivatives.
+:func:`apply`
+lifts it into PyTorch: ``backward`` (to any order the derivatives go), forward mode, ``torch.func.vmap`` (a mapped
+dimension becomes
+more rows, so a kernel never sees a batch dimension), ``make_fx`` and ``torch.compile`` (one opaque operator with a
+number).
 
 An input is *shared* (no row dimension, the same for all rows) or *per row* (leading dimension R).
 """
@@ -71,7 +74,7 @@ class RowFunction(ABC):
         return self._jvp
 
     def on_context(self, ctx: Any, outputs: Sequence[Tensor]) -> None:  # noqa: B027
-        """Called with the autograd context, which lives as long as the gradient may be asked for; nothing by default."""
+        """Called with the autograd context, which lives as long as the gradient may be asked for."""
 
 
 _NUMBERS = itertools.count()
@@ -82,8 +85,11 @@ _TRACED: dict[int, RowFunction] = {}  # functions that a traced graph knows by n
 @torch.library.custom_op("pyro_latentde::rows", mutates_args=())
 def _rows_op(number: int, rows: int, shared: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
     # whole numbers stand for booleans: TorchScript, which replays recorded log-joints, takes no list of booleans
-    # inside an operator autograd is switched off below enable_grad(), and the torch engine's derivatives would silently be zero
-    excluded = torch._C._dispatch_tls_local_exclude_set() - torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    # inside an operator autograd is switched off below enable_grad(), and the torch engine's derivatives would
+    # silently be zero
+    excluded = torch._C._dispatch_tls_local_exclude_set() - torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutogradFunctionality
+    )
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded), torch.no_grad():
         return _REGISTRY[number].run(rows, tuple(map(bool, shared)), tensors)
 
@@ -157,7 +163,9 @@ class _Apply(torch.autograd.Function):
         return tuple(result)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: Tensor) -> tuple:
+    def vmap(
+        info: Any, in_dims: tuple, function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: Tensor
+    ) -> tuple:
         """More rows instead of a batch dimension: (B, R, ...) becomes (B R, ...)."""
         size = info.batch_size
         # the gradient of a shared, unmapped input is still one per batch element: make such inputs per row

@@ -76,9 +76,7 @@ def main_stages(
     return k, inner if method.fsal else y + width * _combine(method.b, k)
 
 
-def dense_stages(
-    field: Field, method: Method, t: Tensor, y: Tensor, h: Tensor, k: list[Tensor]
-) -> list[Tensor]:
+def dense_stages(field: Field, method: Method, t: Tensor, y: Tensor, h: Tensor, k: list[Tensor]) -> list[Tensor]:
     """``k`` and the further stages that outputs inside the step need (arguments as ``main_stages``)."""
     width, k = h.to(y.dtype)[:, None], list(k)
     for node, row in zip(method.dense_c, method.dense_a, strict=True):
@@ -106,9 +104,7 @@ def interpolation_weights(method: Method, theta: Tensor, dtype: torch.dtype) -> 
     return total.to(dtype)
 
 
-def interpolate(
-    method: Method, theta: Tensor, y: Tensor, h: Tensor, k: Sequence[Tensor], at: Tensor
-) -> Tensor:
+def interpolate(method: Method, theta: Tensor, y: Tensor, h: Tensor, k: Sequence[Tensor], at: Tensor) -> Tensor:
     """y(t + θh) = y + h sum_i b_i(θ) k_i for M outputs.
 
     Args:

@@ -53,7 +53,9 @@ class SolveSettings:
             raise SolveError(f"max_steps = {max_steps!r}; expected a whole number of at least 1.")
         for name, value in (("rtol", rtol), ("atol", atol), ("step_size", step_size)):
             if isinstance(value, Tensor):
-                raise SolveError(f"{name} is a tensor; expected a number: tolerances and steps are settings, not parameters.")
+                raise SolveError(
+                    f"{name} is a tensor; expected a number: tolerances and steps are settings, not parameters."
+                )
         settings = _checked(
             method or (replay.method if replay is not None else "tsit5"),
             rtol,
@@ -93,7 +95,8 @@ class SolveSettings:
         steps = self.replay.steps.detach()
         if steps.shape[:-1] != problem.batch:
             raise ShapeError(
-                f"replay= is a solution of batch shape {tuple(steps.shape[:-1])}; this problem's is {tuple(problem.batch)}. "
+                f"replay= is a solution of batch shape {tuple(steps.shape[:-1])}; this problem's is "
+                f"{tuple(problem.batch)}. "
                 "Every row takes its own steps: solve both with the same batch."
             )
         return steps.reshape(problem.rows, -1)
@@ -124,7 +127,8 @@ def _checked(
         raise SolveError("rtol and atol are both 0: no step is small enough; expected one of them to be positive.")
     if not chosen.adaptive and step_size is None and not replayed:
         raise SolveError(
-            f"method {chosen.name!r} has no error estimate: give step_size=, or use tsit5, dopri5, bosh3, dopri8 or heun."
+            f"method {chosen.name!r} has no error estimate: give step_size=, or use tsit5, dopri5, bosh3, dopri8 or "
+            f"heun."
         )
     return SolveSettings(chosen.name, rtol, atol, step_size, gradient, max_steps, None)
 

@@ -15,7 +15,8 @@ __all__ = ["Solution", "Status"]
 class Status(enum.IntEnum):
     """How the solve of one row ended.
 
-    ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to zero.
+    ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to
+    zero.
     """
 
     OK = 0
@@ -43,8 +44,8 @@ class Solution:
     """The trajectories of every row and how they were found.
 
     Args:
-        ys: States, ``(*batch, T, D)``; for dict or named-tuple states the same structure of ``(*batch, T, *event)``. NaN from
-            where a row failed.
+        ys: States, ``(*batch, T, D)``; for dict or named-tuple states the same structure of ``(*batch, T, *event)``.
+            NaN from where a row failed.
         times: Output times in the order given, ``(T,)`` or ``(*batch, T)``, in the user's unit of time.
         status: :class:`Status` of every row, ``(*batch,)`` int64.
         counts: Accepted steps, rejected steps and evaluations of every row, ``(*batch, 3)`` int64; see ``stats``.
@@ -87,7 +88,7 @@ class Solution:
         return self._steps()
 
     def at(self, t: Tensor | float) -> Any:
-        r"""The states at other times inside the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.
+        r"""The states at other times in the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.
 
         Args:
             t: A time, ``()``, or times ``(M,)`` shared by all rows, or ``(*batch, M)``.

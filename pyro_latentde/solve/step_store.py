@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accepted steps between a forward solve and its gradient, known by a number that can travel through any transform.
 
-A solve returns one token per row, ``number * 2**32 + row``. Its gradient finds the steps by the tokens; where they are gone (many
+A solve returns one token per row, ``number * 2**32 + row``. Its gradient finds the steps by the tokens; where they are
+gone (many
 solves later), or the rows were rearranged by a transform, the gradient solves again, which gives the same steps.
 """
 
@@ -85,7 +86,6 @@ def tie_to(owner: Any, tokens: Tensor) -> None:
 def _fresh_lock() -> None:
     global _lock
     _lock = threading.RLock()
-
 
 
 if hasattr(os, "register_at_fork"):

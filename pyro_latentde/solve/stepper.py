@@ -74,9 +74,7 @@ def solve_rows(
     return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps)
 
 
-def _equal_steps(
-    times: Tensor, t0: Tensor, step_size: float, max_steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _equal_steps(times: Tensor, t0: Tensor, step_size: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Equal steps per row, the grid's offsets k h, and which rows would need more than ``max_steps``."""
     if not step_size > 0:
         raise SolveError(f"step_size: expected a positive number of time units, got {step_size}.")

@@ -48,7 +48,9 @@ class StateShape:
             return ys
         leaves = tree_flatten(ys)[0]
         lead = leaves[0].ndim - len(self.events[0])
-        return torch.cat([x.reshape((*x.shape[:lead], e.numel())) for x, e in zip(leaves, self.events, strict=True)], dim=-1)
+        return torch.cat(
+            [x.reshape((*x.shape[:lead], e.numel())) for x, e in zip(leaves, self.events, strict=True)], dim=-1
+        )
 
     def flatten(self, derivative: Any) -> Tensor:
         """The user's dy/dt of one row to ``(D,)``; raises :class:`ShapeError` where it does not match the state."""
@@ -68,7 +70,8 @@ class StateShape:
         expected = [tuple(e) for e in self.events]
         if spec != self.spec or shapes != expected:
             raise ShapeError(
-                f"the vector field returned another structure than the state's: got {tree_unflatten(shapes, spec)}, expected "
+                f"the vector field returned another structure than the state's: got {tree_unflatten(shapes, spec)}, "
+                f"expected "
                 f"{tree_unflatten(expected, self.spec)} (shapes of dy/dt, one per state)."
             )
         return torch.cat([x.reshape(-1) for x in leaves])
@@ -101,7 +104,7 @@ class Parameters:
 
     @classmethod
     def of(cls, params: Any, y0: Tensor) -> "Parameters":
-        """Flatten; floats and float arrays become tensors of the state's dtype, so that a new value needs no new kernel."""
+        """Flatten; floats become tensors of the state's dtype, so that a new value needs no new kernel."""
         ordinary = _ordinary(params)
         if ordinary is not None:
             return ordinary
@@ -135,12 +138,14 @@ class Parameters:
 
 
 def _ordinary(params: Any) -> Parameters | None:
-    """No parameters, one tensor, or a dict of tensors: flattened without walking, which costs more than a small solve."""
+    """No parameters, one tensor, or a dict of tensors, flattened without walking, which takes long."""
     if params is None:
         return Parameters((), (), _spec(None), ((0, None),), 1)
     if isinstance(params, Tensor):
         return Parameters(("p",), (params,), _spec(True), (), 1) if params.dtype.is_floating_point else None
-    if type(params) is not dict or not all(isinstance(v, Tensor) and v.dtype.is_floating_point for v in params.values()):
+    if type(params) is not dict or not all(
+        isinstance(v, Tensor) and v.dtype.is_floating_point for v in params.values()
+    ):
         return None
     names = tuple(params)
     if not all(isinstance(n, str) for n in names):

@@ -49,7 +49,7 @@ class TorchRows(RowFunction):
 
 
 def _differentiable(tensors: Sequence[Tensor], wrt: Sequence[int]) -> list[Tensor]:
-    """The same tensors, those in ``wrt`` ready for derivatives; inside a higher derivative they are kept as they are."""
+    """The same tensors, those in ``wrt`` ready for derivatives (inside a higher derivative they are already)."""
     tensors = list(tensors)
     for i in wrt:
         if not tensors[i].requires_grad:
@@ -62,7 +62,12 @@ def _grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[T
     if not pairs:
         return [torch.zeros_like(i) for i in inputs]
     grads = torch.autograd.grad(
-        [o for o, _ in pairs], inputs, [s for _, s in pairs], create_graph=keep, allow_unused=True, materialize_grads=True
+        [o for o, _ in pairs],
+        inputs,
+        [s for _, s in pairs],
+        create_graph=keep,
+        allow_unused=True,
+        materialize_grads=True,
     )
     return list(grads)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The torch engine as a row function: the adaptive stepper forward, its accepted steps replayed for every derivative."""
+"""The torch engine as a row function: the adaptive stepper, and its accepted steps replayed for derivatives."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vector-field contract: ``f(t, y, p)`` for one row, as the user wrote it, called from flat pieces.
 
-Everything found out about a field (which dimensions of its parameters are batch, which tensors it captures) is kept under its
-key, so that a field made anew at every call is examined once.
+Everything found out about a field (which dimensions of its parameters are batch, which tensors it captures) is kept
+under its key, so that a field made anew at every call is examined once.
 """
 
 import inspect
@@ -130,7 +130,7 @@ def examine(
 
 
 def row_of(x: Tensor, rank: int) -> Tensor:
-    """One row of ``x``: its first, as a plain tensor. Call it in a fresh thread: a functorch level would wrap the result."""
+    """The first row of ``x`` as a plain tensor. Call it in a fresh thread: a functorch level would wrap it."""
     if 0 in x.shape[: x.ndim - rank]:  # a batch of no rows
         return torch.full(tuple(x.shape[x.ndim - rank :]), 0.5, dtype=x.dtype, device=x.device)
     if is_wrapped(x):
@@ -145,7 +145,9 @@ def _rows_of(leaves: Sequence[Tensor], ranks: Sequence[int]) -> list[Tensor]:
 class _Row:
     """One row of a problem on plain tensors, to call the field on; made and used in a fresh thread."""
 
-    def __init__(self, f: Callable, info: FieldInfo, state: StateShape, y0: Tensor, t: Tensor, bound: BoundField | None) -> None:
+    def __init__(
+        self, f: Callable, info: FieldInfo, state: StateShape, y0: Tensor, t: Tensor, bound: BoundField | None
+    ) -> None:
         self.f, self.info = f if bound is None else bound.held, info
         self.y, self.t = row_of(y0, 1), row_of(t, 0)
         pairs = [] if bound is None else zip(bound.tensors, bound.event_dims, strict=True)
@@ -172,7 +174,8 @@ def _arguments(f: Callable, given: bool) -> int:
     required = sum(p.default is p.empty for p in positional)
     if len(positional) < 2 or required > 3:
         raise ShapeError(
-            f"a vector field is called as f(t, y, p) (or f(t, y) without parameters); got a callable with the arguments "
+            f"a vector field is called as f(t, y, p) (or f(t, y) without parameters); got a callable with the "
+            f"arguments "
             f"({', '.join(p.name for p in parameters)})."
         )
     return 2 if required <= 2 and not given else min(len(positional), 3)
@@ -254,7 +257,9 @@ def _works(
     return False
 
 
-def _readings(names: Sequence[str], leaves: Sequence[Tensor], event_dims: dict[str, int], batch: torch.Size) -> list[tuple[int, ...]]:
+def _readings(
+    names: Sequence[str], leaves: Sequence[Tensor], event_dims: dict[str, int], batch: torch.Size
+) -> list[tuple[int, ...]]:
     """Event ranks to try for the leaves, whole tensors first."""
     options = []
     for name, leaf in zip(names, leaves, strict=True):
@@ -269,7 +274,8 @@ def _readings(names: Sequence[str], leaves: Sequence[Tensor], event_dims: dict[s
         count *= len(o)
     if count > 4096:
         raise ShapeError(
-            f"the batch dimensions of {len(names)} parameters can be read in {count} ways; say how many trailing dimensions "
+            f"the batch dimensions of {len(names)} parameters can be read in {count} ways; say how many trailing "
+            f"dimensions "
             "of each belong to one row, event_dims={...}."
         )
     return list(itertools.product(*options))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lynx-hare posterior by NUTS, by Pyro's own NUTS and by SVI, against posteriordb's reference (10,000 Stan draws)."""
+"""The lynx-hare posterior by NUTS, by Pyro's own NUTS and by SVI, against posteriordb's 10,000 Stan draws."""
 
 import arviz
 import numpy as np
