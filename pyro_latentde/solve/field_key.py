@@ -8,6 +8,7 @@ the second, with the second's tensors as inputs. Walking takes microseconds; tra
 """
 
 import functools
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ __all__ = ["Walk", "walk_field"]
 
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
 _MANY = 1000  # numbers; larger arrays are known by a hash
-_LIBRARIES = {"torch", "numpy", "math", "pyro", "builtins", "typing", "abc", "collections", "functools"}
+_LIBRARIES = {"torch", "numpy", "pyro", "pyro_latentde", *sys.stdlib_module_names}
 _EVERY_MODULE_HAS = frozenset(vars(torch.nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -100,13 +101,15 @@ class Walk:
                 self.visit(cell.cell_contents)
             except ValueError:  # a cell that is not filled yet
                 self.parts.append("empty")
+        if _is_library(f.__globals__.get("__name__", "")):  # code that does not change
+            return
         names = _global_names(f.__code__)
         for name in names:
             if name in f.__globals__:
                 value = f.__globals__[name]
                 if not isinstance(value, types.ModuleType):
                     self.visit(value)
-                elif value.__name__.partition(".")[0] not in _LIBRARIES:
+                elif not _is_library(value.__name__):
                     self._module_of_code(value, names)
 
     def _module_of_code(self, module: types.ModuleType, names: tuple[str, ...]) -> None:
@@ -146,6 +149,8 @@ class Walk:
 
     def _object(self, value: Any) -> None:
         self._identity(value)
+        if isinstance(value, type):
+            self._class(value)
         if isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType)):
             return
         self._class(type(value))
@@ -155,9 +160,18 @@ class Walk:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    for name, attribute in list(getattr(value, "__dict__", {}).items()):
+    held = getattr(value, "__dict__", None)
+    for name, attribute in list(held.items()) if isinstance(held, dict) else ():
         if not name.startswith("_pyro_"):
             yield name, attribute
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_library(module: str) -> bool:
+    """Whether a module is installed code, whose functions and constants stay what they are."""
+    root = module.partition(".")[0]
+    place = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root in _LIBRARIES or "site-packages" in place or "dist-packages" in place
 
 
 def _content(values: np.ndarray) -> bytes | int:
@@ -168,7 +182,7 @@ def _content(values: np.ndarray) -> bytes | int:
 @functools.lru_cache(maxsize=1024)
 def _own_attributes(cls: type) -> tuple[tuple[type, str], ...]:
     """Where a class and its bases, libraries excepted, define methods and data; not what Python itself keeps there."""
-    own = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in _LIBRARIES]
+    own = [c for c in cls.__mro__ if not _is_library(c.__module__)]
     return tuple(
         (c, name)
         for c in own

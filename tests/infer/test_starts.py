@@ -139,9 +139,7 @@ def test_starts_from_a_posterior_and_from_a_fit():
 
     class Fit:
         def posterior(self, num_samples):
-            return Posterior(
-                samples={"a": torch.randn(1, num_samples) + 50, "b": torch.ones(1, num_samples, 2)}
-            )
+            return Posterior(samples={"a": torch.randn(1, num_samples) + 50, "b": torch.ones(1, num_samples, 2)})
 
     class Sampler:
         def sample_start(self, n, seed):

@@ -32,7 +32,9 @@ def check(loss, inputs, rtol=1e-8):
         expected = central_difference(one, x.detach(), 2e-4)
         scale = float(expected.abs().max())
         assert scale > 0
-        torch.testing.assert_close(gradient, expected, rtol=rtol, atol=rtol * scale, msg=lambda m, i=i: f"input {i}: {m}")
+        torch.testing.assert_close(
+            gradient, expected, rtol=rtol, atol=rtol * scale, msg=lambda m, i=i: f"input {i}: {m}"
+        )
 
 
 # ---- against central differences, steps held -------------------------------------------------------------------

@@ -37,9 +37,7 @@ def problem():
     p = tensor([1.5, 1.0, 3.0, 1.0], [1.2, 0.8, 2.0, 0.9], [0.9, 1.1, 1.0, 0.4])
     y0 = tensor([1.0, 1.0], [2.0, 0.5], [0.3, 0.9])
     t0 = tensor(0.0, 1.0, 2.0)
-    times = torch.stack([torch.linspace(0, 4, 9), torch.linspace(1, 2, 9), torch.linspace(2, -1, 9)]).to(
-        DOUBLE
-    )
+    times = torch.stack([torch.linspace(0, 4, 9), torch.linspace(1, 2, 9), torch.linspace(2, -1, 9)]).to(DOUBLE)
     return prey_and_predator(p), p, y0, times, t0
 
 

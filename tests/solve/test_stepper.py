@@ -42,9 +42,7 @@ def problem():
     p = tensor([1.5, 1.0, 3.0, 1.0], [1.2, 0.8, 2.0, 0.9], [0.9, 1.1, 1.0, 0.4])
     y0 = tensor([1.0, 1.0], [2.0, 0.5], [0.3, 0.9])
     t0 = tensor(0.0, 1.0, 2.0)
-    times = torch.stack([torch.linspace(0, 4, 9), torch.linspace(1, 2, 9), torch.linspace(2, -1, 9)]).to(
-        DOUBLE
-    )
+    times = torch.stack([torch.linspace(0, 4, 9), torch.linspace(1, 2, 9), torch.linspace(2, -1, 9)]).to(DOUBLE)
     return prey_and_predator(p), p, y0, times, t0
 
 
@@ -249,9 +247,7 @@ def test_steps_are_those_of_the_documented_controller(name, end):
 
     y0 = [2.0, 0.5] if end > 0 else [0.1, 0.2]
     tolerance = 1e-3 if name == "heun" else 1e-5
-    expected, rejections = steps_by_the_book(
-        book, np.array(y0), 0.5, end, METHODS[name], tolerance, tolerance / 10
-    )
+    expected, rejections = steps_by_the_book(book, np.array(y0), 0.5, end, METHODS[name], tolerance, tolerance / 10)
     out = solve_rows(
         f,
         tensor(y0),
@@ -286,9 +282,7 @@ class TestFailures:
         def f(t, y):
             return torch.where(t < 1 / 3, 1.0, 1e12 * torch.sign(torch.sin(1e18 * t)))[:, None]
 
-        out = solve_rows(
-            f, tensor([0.0]), tensor([[0.2, 1.0]])[0], tensor(0.0), METHODS["dopri5"], **SETTINGS
-        )
+        out = solve_rows(f, tensor([0.0]), tensor([[0.2, 1.0]])[0], tensor(0.0), METHODS["dopri5"], **SETTINGS)
         assert out.status.tolist() == [UNDERFLOW]
         assert out.ys[0, 0, 0].item() == pytest.approx(0.2)
         assert torch.isnan(out.ys[0, 1])
@@ -317,9 +311,7 @@ class TestFailures:
             torch.zeros(3),
         )
         method = METHODS["tsit5"]
-        out = solve_rows(
-            lambda t, y: 1 / y, y0, times, t0.to(DOUBLE), method, step_size=step_size, **SETTINGS
-        )
+        out = solve_rows(lambda t, y: 1 / y, y0, times, t0.to(DOUBLE), method, step_size=step_size, **SETTINGS)
         assert out.status.tolist() == [NON_FINITE, OK, NON_FINITE]
         assert out.n_accepted[[0, 2]].tolist() == [0, 0]
         assert out.n_evals[[0, 2]].tolist() == [1, 1]
@@ -328,9 +320,7 @@ class TestFailures:
 
     def test_too_short_given_steps(self):
         steps, times = torch.full((1, 3), 0.1, dtype=DOUBLE), tensor([0.25, 1.0])
-        out = solve_rows(
-            lambda t, y: -y, tensor([1.0]), times, tensor(0.0), METHODS["rk4"], steps=steps, **SETTINGS
-        )
+        out = solve_rows(lambda t, y: -y, tensor([1.0]), times, tensor(0.0), METHODS["rk4"], steps=steps, **SETTINGS)
         assert out.status.tolist() == [MAX_STEPS]
         assert out.ys[0, 0, 0].item() == pytest.approx(math.exp(-0.25), rel=1e-5)
         assert torch.isnan(out.ys[0, 1])

@@ -40,9 +40,7 @@ def problem(own):
 
 def solve(f, inputs, method, adjoint, tolerance=1e-9, **more):
     y0, rate, times, t0 = inputs
-    return solve_torchdiffeq(
-        f, y0, times, t0, (rate,), method, tolerance, tolerance / 10, 10_000, adjoint, **more
-    )
+    return solve_torchdiffeq(f, y0, times, t0, (rate,), method, tolerance, tolerance / 10, 10_000, adjoint, **more)
 
 
 @pytest.mark.parametrize("own", [True, False])

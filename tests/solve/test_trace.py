@@ -211,7 +211,9 @@ def test_products_of_small_matrices():
 def test_products_of_large_matrices_stay_loops():
     def f(t, y, p):
         hidden = torch.tanh(p["w"] @ y)
-        return p["w"].T @ hidden - torch.nn.functional.linear(y, p["w"][::2, :4].repeat(2, 2)[:, :6]) + p["w"][1, :4].sum()
+        return (
+            p["w"].T @ hidden - torch.nn.functional.linear(y, p["w"][::2, :4].repeat(2, 2)[:, :6]) + p["w"][1, :4].sum()
+        )
 
     compare(f, weights(2, 6), {"w": weights(6, 6, seed=1, scale=0.3)})
 
@@ -232,7 +234,9 @@ def test_shapes_and_views():
         d = torch.stack([a, b]).permute(1, 0).flatten().unsqueeze(-1).expand(4, 3).sum(-1)
         e = torch.nn.functional.pad(a, (1, 1))
         rows = torch.tensor([3, 0, 2, 1])
-        return c * p + d * y[rows] + e + y[[1, 1, 0, 2]] * y.new_full((4,), 0.5) + torch.arange(4) * torch.eye(4)[0].to(y)
+        return (
+            c * p + d * y[rows] + e + y[[1, 1, 0, 2]] * y.new_full((4,), 0.5) + torch.arange(4) * torch.eye(4)[0].to(y)
+        )
 
     compare(f, weights(4), torch.tensor(0.2, dtype=DOUBLE))
 
@@ -382,7 +386,9 @@ def test_kernels_of_all_elementary_functions():
 def test_kinks_and_domain_edges_have_torchs_slopes():
     def f(t, y, p):
         x, z = p
-        return torch.stack([x.abs(), torch.relu(x), torch.maximum(x, z), x.clamp(0.0, 1.0), (x * z).sign() + x, x**2, z**x])
+        return torch.stack(
+            [x.abs(), torch.relu(x), torch.maximum(x, z), x.clamp(0.0, 1.0), (x * z).sign() + x, x**2, z**x]
+        )
 
     x = tensor(0.0, 0.0, requires_grad=True)
     y0 = torch.zeros(7, dtype=DOUBLE)

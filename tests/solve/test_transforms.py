@@ -38,7 +38,10 @@ def test_grad_and_jacobians():
     assert reverse.shape == (3, 2, 4)
     torch.testing.assert_close(reverse, forward, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(
-        forward, jacfwd(lambda p: solve("torch", y0=STARTS[0], times=TIMES, p=p, **SETTINGS).ys)(p), rtol=1e-11, atol=1e-13
+        forward,
+        jacfwd(lambda p: solve("torch", y0=STARTS[0], times=TIMES, p=p, **SETTINGS).ys)(p),
+        rtol=1e-11,
+        atol=1e-13,
     )
 
 

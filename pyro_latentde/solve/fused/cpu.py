@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels on the CPU: Numba compiles the generated source, a pool of threads runs blocks of rows.
 
-Numba's own threading is not used: its OpenMP layer kills forked children, which forking MCMC chains and data loaders are.
+Numba's own threading is not used: its OpenMP layer kills forked children, which forking MCMC chains and data loaders
+are.
 """
 
 import math
@@ -26,7 +27,8 @@ __all__ = ["Bars", "CpuKernel", "Record", "Steps", "set_pool_size"]
 CHUNK = 16  # rows whose shared-parameter gradients are summed together; fixed, so that sums do not depend on threads
 SERIAL = 16  # below this many rows the pool costs more than it gives
 
-# NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf; and kernels compare with infinity, since
+# NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf; and kernels compare with
+# infinity, since
 # Numba's math.isfinite(x) is a comparison of x - x, which reassoc and nsz fold to 0
 HEAD = """import math
 import numpy as np
@@ -155,8 +157,8 @@ class Arrays:
 class Layout:
     """Where the parameters lie in their buffer, and their gradients in theirs.
 
-    The gradient buffer begins like the parameter buffer; the gradient of a shared parameter lies behind it, one block per chunk of
-    rows, of which the first receives the sum.
+    The gradient buffer begins like the parameter buffer; the gradient of a shared parameter lies behind it, one block
+    per chunk of rows, of which the first receives the sum.
     """
 
     offsets: np.ndarray
@@ -183,7 +185,7 @@ class Layout:
 
 
 class Bars(NamedTuple):
-    """Cotangents of y0 ``(R, D)``, times ``(R, T)``, t0 ``(R,)`` and the parameter buffer; False in ``finite`` is worth a look."""
+    """Cotangents of y0 ``(R, D)``, times ``(R, T)``, t0 ``(R,)``, parameter buffer; ``finite``: none overflowed."""
 
     y0: np.ndarray
     times: np.ndarray
@@ -258,9 +260,10 @@ class CpuKernel:
             while row < hi:
                 records = np.empty(((hi - row) * room if keep else 1) * width)
                 end, _ = kernel(
-                    row, hi, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, a.p, a.layout.offsets,
-                    a.layout.strides, ys.reshape(-1), status, counts.reshape(-1), rtol, atol, max_steps, mode, step_size or 0.0,
-                    plan.reshape(-1), plan.shape[1], keep, records, 0, spans, w, o,
+                    row, hi, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, a.p,
+                    a.layout.offsets,
+                    a.layout.strides, ys.reshape(-1), status, counts.reshape(-1), rtol, atol, max_steps, mode,
+                    step_size or 0.0, plan.reshape(-1), plan.shape[1], keep, records, 0, spans, w, o,
                 )  # fmt: skip
                 if keep:
                     blocks.append((row, end, records))
@@ -303,7 +306,7 @@ class CpuKernel:
             g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
         g = g[: at.size + at.shared_size] if at.shared_size else g
         finite = math.isfinite(np.add.reduce(bars) + np.add.reduce(g))
-        return Bars(y0_bar.reshape(a.rows, -1), ts_bar.reshape(a.rows, -1), t0_bar, g, finite)
+        return Bars(y0_bar.reshape(a.rows, self.states), ts_bar.reshape(a.rows, a.points), t0_bar, g, finite)
 
     def tangent(
         self,
@@ -326,9 +329,10 @@ class CpuKernel:
             for first, last, records in steps.blocks:
                 if max(lo, first) < min(hi, last):
                     kernel(
-                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, a.p, a.layout.offsets, a.layout.strides,
-                        p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, steps.spans, *flat, out.reshape(-1),
-                        w, o, od,
+                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, a.p, a.layout.offsets,
+                        a.layout.strides,
+                        p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, steps.spans, *flat,
+                        out.reshape(-1), w, o, od,
                     )  # fmt: skip
 
         _POOL.map(task, a.rows)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Source code of a traced vector field and its derivatives, as scalar statements over flat arrays.
 
-The three functions share their conventions with ``templates.py``: ``w`` is the work array of the thread, ``p`` holds every
+The three functions share their conventions with ``templates.py``: ``w`` is the work array of the thread, ``p`` holds
+every
 parameter end to end, ``o[k]`` is where parameter k of this row begins, ``ws`` is where scratch space begins in ``w``.
 """
 
@@ -16,7 +17,7 @@ __all__ = ["FieldSource", "field_source"]
 
 @dataclass(frozen=True)
 class FieldSource:
-    """Python source of ``field``, ``field_vjp`` and ``field_jvp``, the scratch they need and the statements they have."""
+    """Python source of a field and one derivative, the scratch they need and the statements they have."""
 
     source: str
     scratch: int
@@ -115,7 +116,8 @@ class _Body:
             f"for i in range({matrix.shape[0]}):",
             f"    s = w[{g_at} + i]",
             f"    for j in range({matrix.shape[1]}):",
-            f"        g[q{matrix.leaf} + {matrix.offset} + i * {matrix.row} + j * {matrix.column}] += s * w[{x_at} + j]",
+            f"        g[q{matrix.leaf} + {matrix.offset} + i * {matrix.row} + j * {matrix.column}] += s * w[{x_at} + "
+            f"j]",
         ]
 
     def function(self, head: str, result: str) -> str:

@@ -2,8 +2,8 @@
 """Hash-consed scalar expression graphs: what a traced vector field is made of, and its derivatives.
 
 A :class:`Node` is one scalar (or one small matrix-vector product). Equal expressions are the same object, constants are
-folded, and products with 0 and 1 disappear. Derivatives are built from one table of partial derivatives, in reverse mode
-(:func:`vjp`) for adjoints and in forward mode (:func:`jvp`) for sensitivities.
+folded, and products with 0 and 1 disappear. Derivatives are built from one table of partial derivatives, in reverse
+mode (:func:`vjp`) for adjoints and in forward mode (:func:`jvp`) for sensitivities.
 
 References:
     Griewank and Walther, "Evaluating Derivatives", 2nd ed., SIAM 2008, chapters 3 and 6.
@@ -24,7 +24,8 @@ class Node:
 
     Leaves: ``const (value)``, ``t ()``, ``y (i)``, ``leaf (k, j)`` = element ``j`` of parameter ``k``, and their
     tangents and cotangents, which :class:`Graph` gives out under the names in :data:`LEAVES`.
-    ``kind`` is ``"f"``, ``"i"`` or ``"b"`` (float, integer, boolean) or ``"v"`` (a vector whose elements are ``elem`` nodes).
+    ``kind`` is ``"f"``, ``"i"`` or ``"b"`` (float, integer, boolean) or ``"v"`` (a vector whose elements are ``elem``
+    nodes).
     """
 
     __slots__ = ("args", "kind", "number", "op")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where compiled kernels live between processes: one private folder of generated modules.
 
-The file name is a hash of the source and of every version that shapes the machine code. Numba keeps the machine code beside
-the file. Where no folder can be written, kernels live in memory only.
+The file name is a hash of the source and of every version that shapes the machine code. Numba keeps the machine code
+beside the file. Where no folder can be written, kernels live in memory only.
 """
 
 import hashlib

@@ -27,8 +27,9 @@ _LOG = logging.getLogger("pyro_latentde")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a solve needs beside its tensors. ``sensitivity`` is ``"adjoint"`` (discrete) or ``"forward"``; ``checked`` says that the
-    times are known to be sorted.
+    """What a solve needs beside its tensors.
+
+    ``sensitivity`` is ``"adjoint"`` (discrete) or ``"forward"``; ``checked``: the times are known to be sorted.
     """
 
     rtol: float
@@ -105,9 +106,7 @@ class FusedSolve(RowFunction):
         record = self.record(a, self.settings.keep)
         y0 = tensors[0]
         tokens = (
-            torch.zeros(rows, dtype=torch.int64)
-            if record.steps is None
-            else keep_steps(record.steps, rows, y0.device)
+            torch.zeros(rows, dtype=torch.int64) if record.steps is None else keep_steps(record.steps, rows, y0.device)
         )
         ys = torch.from_numpy(record.ys)
         ys = ys if y0.dtype == torch.float64 else ys.to(y0.dtype)
@@ -201,7 +200,7 @@ class _FusedJVP(RowFunction):
         a = _arrays_of(steps, rows, shared[:n], tensors[:n])
         moves = tensors[n + 1 :]
         y0_dot, times_dot, t0_dot = (
-            np.broadcast_to(_flat(d).reshape(d.shape if one else (rows, *d.shape[1:])), (rows, *d.shape[0 if one else 1 :]))
+            np.broadcast_to(_flat(d).reshape(d.shape), (rows, *d.shape[0 if one else 1 :]))
             for d, one in zip(moves[:3], shared[n + 1 : n + 4], strict=True)
         )
         p_dot, layout = _buffer(rows, moves[3:], shared[n + 4 :])
@@ -240,13 +239,16 @@ def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.n
         for j in range(stride or length):
             index = slice(offset + j, offset + length, stride) if stride else slice(offset + j, offset + j + 1)
             per_row = (seed * sensitivity(3, (index,))).sum((1, 2))
-            g[place + j : place + length if stride else place + j + 1 : stride or 1] = per_row if stride else per_row.sum()
+            if stride:
+                g[place + j : place + length : stride] = per_row
+            else:
+                g[place + j] = per_row.sum()
     finite = all(np.isfinite(x).all() for x in (y0_bar, ts_bar, t0_bar, g))
     return Bars(y0_bar, ts_bar, t0_bar, g, bool(finite))
 
 
 def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray, bars: Bars) -> Bars:
-    """Rows whose cotangent overflows although what came in is finite count as failed: zero gradient, a status, a message."""
+    """Rows whose cotangent overflows although what came in is finite: zero gradient, a status, a message."""
     per_row = [bars[0], bars[1], bars[2][:, None]]
     for offset, _, stride, _ in zip(*a.layout.columns, strict=True):
         if stride:
@@ -298,9 +300,7 @@ def _row_steps(steps: Steps, r: int) -> Steps:
     return Steps([(0, 1, records)], steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1], steps.states, steps.inputs)
 
 
-def _gradients(
-    rows: int, shared: tuple[bool, ...], inputs: Sequence[Tensor], a: Arrays, bars: Bars
-) -> list[Tensor]:
+def _gradients(rows: int, shared: tuple[bool, ...], inputs: Sequence[Tensor], a: Arrays, bars: Bars) -> list[Tensor]:
     """Cut the gradient buffer into tensors shaped like the inputs."""
     pieces = [b.sum(0) if one and rows != 1 else b for b, one in zip(bars[:3], shared[:3], strict=True)]
     pieces += [bars[3][place : place + length] for _, length, _, place in zip(*a.layout.columns, strict=True)]

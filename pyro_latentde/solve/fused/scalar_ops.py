@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scalar operations a kernel can contain: how each is written, evaluated, differentiated and simplified.
 
-One line per operation. ``partials`` gives the derivative by each operand as a node, or None where it is zero; at kinks the
+One line per operation. ``partials`` gives the derivative by each operand as a node, or None where it is zero; at kinks
+the
 conventions are PyTorch's (``abs`` and ``relu`` have slope 0 at 0, ``maximum`` shares equally between equal operands).
 """
 

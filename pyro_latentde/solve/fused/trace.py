@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a PyTorch vector field to a scalar graph: run it once and write down what it does.
 
-Two interception layers, both only while one row is evaluated in a fresh thread: :class:`~pyro_latentde.solve.lift.Lift` exchanges
-captured tensors for inputs of the kernel, and :class:`Record`, a ``TorchDispatchMode``, mirrors each operator on arrays of symbolic
-scalars (see ``mirror.py``).
+Two interception layers, both only while one row is evaluated in a fresh thread:
+:class:`~pyro_latentde.solve.lift.Lift` exchanges
+captured tensors for inputs of the kernel, and :class:`Record`, a ``TorchDispatchMode``, mirrors each operator on
+arrays of symbolic scalars (see ``mirrors``).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pyro_latentde.solve.fused.graph import Graph, Node
-from pyro_latentde.solve.fused.mirror import MIRRORS, Sym, constant_sym
+from pyro_latentde.solve.fused.mirrors import MIRRORS, Sym, constant_sym
 from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread, is_wrapped
 
 __all__ = ["Trace", "trace_row"]
@@ -94,7 +95,7 @@ def _in_place(mirror: Callable | None) -> Callable | None:
 
 @dataclass(frozen=True)
 class Trace:
-    """A vector field as a graph: ``outputs[i]`` = dy_i/dt; parameters are numbered leaves, ``captured`` tensors after them."""
+    """A vector field as a graph, ``outputs[i]`` = dy_i/dt; leaves are the parameters, then ``captured`` tensors."""
 
     graph: Graph
     outputs: list[Node]

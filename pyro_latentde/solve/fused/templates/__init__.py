@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The explicit Runge-Kutta kernels: source code for one method and one number of states.
+
+Three loops over rows, all writing only to their own rows and to the thread's work array ``w``:
+
+* ``forward``: the adaptive (or fixed, or replayed) solve, which also records every accepted step (t, h, y);
+* ``adjoint``: the exact reverse of the recorded steps (discretise, then differentiate);
+* ``tangent``: the exact forward derivative along the recorded steps.
+
+``stepper.py`` is the same algorithm in plain torch; read that first. Rows never share arithmetic, so a row gives the
+same bits alone and in any batch. Arrays are flat; a stride of 0 shares one entry among all rows.
+
+References:
+    Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 2nd ed., Springer 1993, II.4 (step size
+    control, starting step) and II.6 (dense output).
+"""
+
+from pyro_latentde.solve.fused.templates.adjoint import explicit_adjoint
+from pyro_latentde.solve.fused.templates.forward import FIRST_STEP, INSERTION_POINT, explicit_forward
+from pyro_latentde.solve.fused.templates.parts import work_size
+from pyro_latentde.solve.fused.templates.tangent import explicit_tangent
+
+__all__ = ["FIRST_STEP", "INSERTION_POINT", "explicit_adjoint", "explicit_forward", "explicit_tangent", "work_size"]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exact reverse of the recorded steps of each row."""
+
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, indent, interpolant, stage, stage_rows
+from pyro_latentde.solve.methods import Method
+
+__all__ = ["explicit_adjoint"]
+
+
+def explicit_adjoint(method: Method, d: int, leaves: int) -> str:
+    """Source of ``adjoint``: cotangents of y0, times, t0 and every parameter, from those of the outputs.
+
+    The recorded steps h are constants and the grid starts at t0, so t0 shifts every t_n, and an output time moves along
+    the interpolant of its step.
+    """
+    at = WorkLayout(method, d)
+    main = len(method.c)
+    cheap = main - 1 if method.fsal else main  # the repeated last stage serves outputs only
+    stages = [stage(method, at, d, s, True) for s in range(at.stages)]
+    stages[0] = (
+        f"for i in range({d}):\n    w[{at.ys} + i] = w[{at.y} + i]\nfield(t, w, {at.y}, {at.k}, {at.scratch}, p, o)"
+    )
+    forward = "\n".join(stages[:cheap])
+    extra = "\n".join(stages[cheap:])
+    extra = f"if first <= j:\n    {indent(extra, 1)}" if extra else ""
+    weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
+    spread = "\n".join(
+        f"w[{at.k_bar + s * d} + i] += h * b{s} * yb" for s, row in enumerate(method.interpolant) if any(row)
+    )
+    seed = "\n".join(
+        f"w[{at.k_bar + s * d} + i] = {f'h * {b!r} * lam' if b else '0.0'}" for s, b in enumerate(_padded(method))
+    )
+    back = "\n".join(_reverse_stage(method, at, d, s) for s in range(cheap - 1, -1, -1))
+    back_extra = "\n".join(_reverse_stage(method, at, d, s) for s in range(at.stages - 1, cheap - 1, -1))
+    back_extra = f"if first <= j:\n    {indent(back_extra, 1)}" if back_extra else ""
+    return f"""
+def adjoint(lo, hi, chunk, T, ts, tss, p, po, ps, gy, status, buf, spans, y0_bar, ts_bar, t0_bar,
+            g, go, gs, gc, w, o, q):
+    for r in range(lo, hi):
+        for k in range({leaves}):
+            o[k] = po[k] + r * ps[k]
+            q[k] = go[k] + r * gs[k] + chunk * gc[k]
+        tt = r * tss
+        for i in range({d}):
+            w[{at.lam} + i] = 0.0
+        t_bar = 0.0
+        if status[r] == 0:
+            j = T - 1
+            begin = spans[2 * r]
+            sign = 1.0
+            if spans[2 * r + 1] > begin and buf[begin * {d + 2} + 1] < 0.0:
+                sign = -1.0
+            for n in range(spans[2 * r + 1] - 1, begin - 1, -1):
+                t = buf[n * {d + 2}]
+                h = buf[n * {d + 2} + 1]
+                for i in range({d}):
+                    w[{at.y} + i] = buf[n * {d + 2} + 2 + i]
+                first = j + 1
+                while first > 0 and (n == begin or sign * ts[tt + first - 1] > sign * t):
+                    first -= 1
+                {indent(forward, 4)}
+                {indent(extra, 4)}
+                for i in range({d}):
+                    lam = w[{at.lam} + i]
+                    {indent(seed, 5)}
+                for jj in range(first, j + 1):
+                    theta = (ts[tt + jj] - t) / h if h != 0.0 else 0.0
+                    {indent(weights, 5)}
+                    slope = 0.0
+                    for i in range({d}):
+                        yb = gy[(r * T + jj) * {d} + i]
+                        w[{at.lam} + i] += yb
+                        {indent(spread, 6)}
+                        slope += yb * ({blend(method, "d", str(at.k), d)})
+                    ts_bar[r * T + jj] = slope
+                    t_bar -= slope
+                if h != 0.0:
+                    {indent(back_extra, 5)}
+                    {indent(back, 5)}
+                j = first - 1
+            while j >= 0:
+                for i in range({d}):
+                    w[{at.lam} + i] += gy[(r * T + j) * {d} + i]
+                j -= 1
+        for i in range({d}):
+            y0_bar[r * {d} + i] = w[{at.lam} + i]
+        t0_bar[r] = t_bar
+    return 0
+"""
+
+
+def _padded(method: Method) -> list[float]:
+    return [*method.b, *([0.0] * len(method.dense_c))]
+
+
+def _reverse_stage(method: Method, at: WorkLayout, d: int, s: int) -> str:
+    c, a = stage_rows(method)[s]
+    pull = "\n    ".join(f"w[{at.k_bar + n * d} + i] += h * {weight!r} * yb" for n, weight in enumerate(a) if weight)
+    return (
+        f"t_bar += field_vjp(t + {c!r} * h, w, {at.ys + s * d}, {at.k_bar + s * d}, {at.bar}, {at.scratch}, "
+        f"p, o, g, q)\n"
+        f"for i in range({d}):\n"
+        f"    yb = w[{at.bar} + i]\n"
+        f"    w[{at.lam} + i] += yb" + (f"\n    {pull}" if pull else "")
+    )

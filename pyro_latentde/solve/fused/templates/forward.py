@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adaptive (or fixed, or replayed) solve of each row."""
+
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage
+from pyro_latentde.solve.methods import Method
+
+__all__ = ["FIRST_STEP", "INSERTION_POINT", "explicit_forward"]
+
+
+def explicit_forward(method: Method, d: int, leaves: int) -> str:
+    """Source of ``forward``: see the module for what it does; step modes are 0 adaptive, 1 fixed, 2 replayed."""
+    at = WorkLayout(method, d)
+    main = len(method.c)
+    stages = "\n".join(stage(method, at, d, s, False) for s in range(1, main))
+    dense = "\n".join(stage(method, at, d, s, False) for s in range(main, at.stages))
+    if dense:
+        inside = "j < T and sign * ts[tt + j] < sign * t_new - rounding"
+        beyond = "mode == 2 and last and abs(ts[tt + T - 1] - t_new) > rounding"
+        dense = f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {len(method.dense_c)}"
+    weights = "\n".join(interpolant(method, "b"))
+    k = method.error_order or 1
+    return f"""
+def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts, rtol, atol, max_steps,
+            mode, step, hs, hss, keep, buf, pos, spans, w, o):
+    for r in range(lo, hi):
+        for k in range({leaves}):
+            o[k] = po[k] + r * ps[k]
+        tt = r * tss
+        start = t0[r * t0s]
+        t = start
+        t_end = ts[tt + T - 1]
+        span = t_end - t
+        sign = 1.0 if span >= 0.0 else -1.0
+        row_pos = pos
+        spans[2 * r] = pos
+        accepted = 0
+        rejected = 0
+        evals = 1
+        code = 0
+        fine = True
+        for i in range({d}):
+            w[{at.y} + i] = y0[r * y0s + i]
+            fine = fine and abs(w[{at.y} + i]) < np.inf
+        field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
+        for i in range({d}):
+            fine = fine and abs(w[{at.k} + i]) < np.inf
+        if not fine:
+            code = 3
+        j = 0
+        while j < T and ts[tt + j] == start:  # whatever comes, the state at t0 is known
+            for i in range({d}):
+                ys[(r * T + j) * {d} + i] = w[{at.y} + i]
+            j += 1
+        planned = 0
+        finish = t_end
+        rounding = 0.0
+        h = 0.0
+        if mode == 1:
+            planned = int(math.ceil(abs(span) / step * (1.0 - 1e-12)))
+            h = span / max(1, planned)
+        elif mode == 2:
+            offset = 0.0
+            while planned < hss and hs[r * hss + planned] != 0.0:
+                offset += hs[r * hss + planned]
+                planned += 1
+            finish = start + offset
+            offset = 0.0
+            if planned > 0:
+                sign = 1.0 if hs[r * hss] > 0.0 else -1.0
+        {indent(_first_step(method, at, d, k), 2)}
+        last = planned == 0 if mode == 2 else span == 0.0
+        if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
+            if (pos + 1) * {d + 2} > buf.size:
+                return r, row_pos
+            buf[pos * {d + 2}] = t
+            buf[pos * {d + 2} + 1] = 0.0
+            for i in range({d}):
+                buf[pos * {d + 2} + 2 + i] = w[{at.y} + i]
+            pos += 1
+        before = 1.0
+        retry = False
+        unfinished = False
+        while code == 0 and not last:
+            if mode != 2 and accepted + rejected >= max_steps:
+                code = 1
+                break
+            if mode == 0:
+                remaining = t_end - t
+                if abs(h) >= abs(remaining):
+                    h = remaining
+                    last = True
+                elif 2.0 * abs(h) > abs(remaining):
+                    h = 0.5 * remaining
+                if not last and abs(h) < 16.0 * 2.220446049250313e-16 * max(abs(t), abs(t_end)):
+                    code = 3 if unfinished else 2
+                    break
+            else:
+                last = accepted == planned - 1
+            if mode == 0:
+                t_new = t_end if last else t + h
+            elif mode == 1:
+                t_new = t_end if last else start + (accepted + 1) * h
+            else:
+                h = hs[r * hss + accepted]
+                offset += h
+                t_new = start + offset
+                if last:  # sums of steps miss the last output time by rounding
+                    rounding = (hss + 4) * 2.220446049250313e-16 * max(abs(start), abs(t_end))
+            {indent(_fresh_slope(method, at), 3)}
+            {indent(stages, 3)}
+            evals += {main - 1}
+            total = 0.0
+            for i in range({d}):
+                w[{at.y_new} + i] = w[{at.y} + i] + h * ({combine(method.b, str(at.k), d)})
+                total += abs(w[{at.y_new} + i])
+            {indent(_last_stage(method, at, d), 3)}
+            error = 0.0
+            {indent(_error_norm(method, at, d), 3)}
+            fine = error < np.inf and total < np.inf
+            if mode == 0 and (not fine or error > 1.0):
+                rejected += 1
+                unfinished = not fine
+                shrink = 0.2
+                if fine:
+                    shrink = max(0.2, 0.9 * error ** (-{1.0 / k!r}))
+                h = h * shrink
+                retry = True
+                last = False
+                continue
+            if not fine:
+                rejected += 1
+                code = 3
+                break
+            if keep:
+                if (pos + 1) * {d + 2} > buf.size:
+                    return r, row_pos
+                at_record = pos * {d + 2}
+                buf[at_record] = t
+                buf[at_record + 1] = h
+                for i in range({d}):
+                    buf[at_record + 2 + i] = w[{at.y} + i]
+                pos += 1
+            {indent(dense, 3)}
+            while j < T and (sign * ts[tt + j] <= sign * t_new or last):
+                gap = abs(ts[tt + j] - t_new)
+                if mode == 2 and sign * ts[tt + j] > sign * t_new and gap > max(rounding, 1e-4 * abs(h)):
+                    code = 1  # the given steps do not reach; a little beyond they do, for finite differences
+                    break
+                if gap <= rounding:
+                    for i in range({d}):
+                        ys[(r * T + j) * {d} + i] = w[{at.y_new} + i]
+                else:
+                    theta = (ts[tt + j] - t) / h
+                    {indent(weights, 5)}
+                    for i in range({d}):
+                        ys[(r * T + j) * {d} + i] = w[{at.y} + i] + h * ({blend(method, "b", str(at.k), d)})
+                j += 1
+            accepted += 1
+            t = t_new
+            for i in range({d}):
+                w[{at.y} + i] = w[{at.y_new} + i]
+                w[{at.k} + i] = w[{at.k + (main - 1) * d if method.fsal else at.k} + i]
+            if mode == 0:
+                error = max(error, 1e-10)
+                factor = 0.9 * error ** (-{0.7 / k!r}) * before ** {0.4 / k!r}
+                factor = min(10.0, max(0.2, factor))
+                if retry and factor > 1.0:
+                    factor = 1.0
+                before = error
+                retry = False
+                unfinished = False
+                h = h * factor
+        if j < T and code == 0:  # no steps were given
+            code = 1
+        while j < T:
+            for i in range({d}):
+                ys[(r * T + j) * {d} + i] = np.nan
+            j += 1
+        status[r] = code
+        counts[3 * r] = accepted
+        counts[3 * r + 1] = rejected
+        counts[3 * r + 2] = evals
+        spans[2 * r + 1] = pos
+    return hi, pos
+"""
+
+
+def _last_stage(method: Method, at: WorkLayout, d: int) -> str:
+    """The slope at the end of a step must be finite too where the next step begins with it."""
+    if not method.fsal:
+        return ""
+    return f"for i in range({d}):\n    total += abs(w[{at.k + (len(method.c) - 1) * d} + i])"
+
+
+def _fresh_slope(method: Method, at: WorkLayout) -> str:
+    """The first stage of a step that does not begin with the last of the step before."""
+    if method.fsal:
+        return ""
+    return f"if accepted > 0 and not retry:\n    field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)\n    evals += 1"
+
+
+def _first_step(method: Method, at: WorkLayout, d: int, k: int) -> str:
+    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169; emitted as a call of a helper."""
+    if not method.errors:
+        return ""
+    return (
+        f"elif span != 0.0 and code == 0:\n"
+        f"    h = sign * first_step(t, abs(span), sign, rtol, atol, {1.0 / k!r}, {d}, "
+        f"w, {at.y}, {at.y_new}, {at.k}, {at.ys}, {at.scratch}, p, o)\n"
+        f"    evals += 1"
+    )
+
+
+FIRST_STEP = """
+def first_step(t, span, sign, rtol, atol, power, d, w, y, y1, k, k1, ws, p, o):
+    d0 = 0.0
+    d1 = 0.0
+    for i in range(d):
+        scale = atol + rtol * abs(w[y + i])
+        d0 += (w[y + i] / scale) ** 2
+        d1 += (w[k + i] / scale) ** 2
+    d0 = math.sqrt(d0 / d)
+    d1 = math.sqrt(d1 / d)
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    h0 = min(h0, span)
+    for i in range(d):
+        w[y1 + i] = w[y + i] + sign * h0 * w[k + i]
+    field(t + sign * h0, w, y1, k1, ws, p, o)
+    d2 = 0.0
+    for i in range(d):
+        scale = atol + rtol * abs(w[y + i])
+        d2 += ((w[k1 + i] - w[k + i]) / scale) ** 2
+    d2 = math.sqrt(d2 / d) / h0
+    h1 = max(1e-6, 1e-3 * h0) if d1 <= 1e-15 and d2 <= 1e-15 else (0.01 / max(d1, d2)) ** power
+    h = min(100.0 * h0, h1, span)
+    return h if 0.0 < h < np.inf and d2 < np.inf else 1e-6 * span
+"""
+
+INSERTION_POINT = """
+def insertion_point(p, start, stride, size, right, value):
+    lo = 0
+    hi = size
+    while lo < hi:
+        mid = (lo + hi) // 2
+        knot = p[start + stride * mid]
+        if knot < value or (right and knot == value):
+            lo = mid + 1
+        else:
+            hi = mid
+    return lo
+"""
+
+
+def _error_norm(method: Method, at: WorkLayout, d: int) -> str:
+    if not method.errors:
+        return ""
+    sums = [f"e{n} = 0.0" for n in range(len(method.errors))]
+    squares = [f"    e{n} += (h * ({combine(row, str(at.k), d)}) / scale) ** 2" for n, row in enumerate(method.errors)]
+    loop = [
+        f"for i in range({d}):",
+        f"    scale = atol + rtol * max(abs(w[{at.y} + i]), abs(w[{at.y_new} + i]))",
+        *squares,
+    ]
+    if len(method.errors) == 1:
+        end = [f"error = math.sqrt(e0 / {d})"]
+    else:  # DOP853: two estimates, Hairer, Norsett and Wanner, section II.10
+        end = [
+            "mixed = e0 + 0.01 * e1",
+            "if mixed > 0.0 or mixed != mixed:",
+            f"    error = e0 / math.sqrt(mixed * {d})",
+        ]
+    return "\n".join(["if mode == 0:", *("    " + line for line in [*sums, *loop, *end])])

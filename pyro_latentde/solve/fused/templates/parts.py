@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces of source that the kernels share: stages, combinations, interpolants, the layout of the work array."""
+
+from collections.abc import Sequence
+
+from pyro_latentde.solve.methods import Method
+
+__all__ = ["WorkLayout", "blend", "combine", "indent", "interpolant", "stage", "stage_rows", "work_size"]
+
+
+def indent(text: str, levels: int) -> str:
+    return text.replace("\n", "\n" + "    " * levels)
+
+
+def combine(weights: Sequence[float], base: str, d: int, index: str = "i") -> str:
+    """``w0 * k0[i] + w1 * k1[i] + ...`` over the stages stored from ``base`` on, ``d`` apart."""
+    terms = [f"{weight!r} * w[{base} + {s * d} + {index}]" for s, weight in enumerate(weights) if weight != 0.0]
+    return " + ".join(terms) if terms else "0.0"
+
+
+def _polynomial(coefficients: Sequence[float], derivative: bool) -> str:
+    """``b(theta)`` or its derivative, by Horner's rule."""
+    coefficients = [c * (q + 1) if derivative else c for q, c in enumerate(coefficients)]
+    source = repr(coefficients[-1])
+    for c in coefficients[-2::-1]:
+        source = f"({c!r} + theta * {source})"
+    return source if derivative else f"theta * {source}"
+
+
+def interpolant(method: Method, name: str, derivative: bool = False) -> list[str]:
+    return [f"{name}{s} = {_polynomial(row, derivative)}" for s, row in enumerate(method.interpolant) if any(row)]
+
+
+def blend(method: Method, name: str, base: str, d: int, index: str = "i") -> str:
+    terms = [f"{name}{s} * w[{base} + {s * d} + {index}]" for s, row in enumerate(method.interpolant) if any(row)]
+    return " + ".join(terms)
+
+
+class WorkLayout:
+    """Where things lie in the work array, for D states and all stages of a method."""
+
+    def __init__(self, method: Method, d: int) -> None:
+        self.stages = len(method.c) + len(method.dense_c)
+        self.y, self.y_new, self.lam, self.bar, self.y_dot = (i * d for i in range(5))
+        self.k = 5 * d
+        self.ys = self.k + self.stages * d
+        self.k_bar = self.ys + self.stages * d
+        self.scratch = self.k_bar + self.stages * d
+
+
+def work_size(method: Method, d: int, scratch: int) -> int:
+    """Entries of the work array one thread needs."""
+    return WorkLayout(method, d).scratch + scratch
+
+
+def stage_rows(method: Method) -> list[tuple[float, tuple[float, ...]]]:
+    """Node and weights of every stage, the dense ones after the main ones."""
+    return [*zip(method.c, method.a, strict=True), *zip(method.dense_c, method.dense_a, strict=True)]
+
+
+def stage(method: Method, at: WorkLayout, d: int, s: int, keep: bool) -> str:
+    """Compute stage s; ``keep`` stores its argument for the reverse pass."""
+    c, a = stage_rows(method)[s]
+    place = at.ys + s * d if keep else at.ys
+    return (
+        f"for i in range({d}):\n"
+        f"    w[{place} + i] = w[{at.y} + i] + h * ({combine(a, str(at.k), d)})\n"
+        f"field(t + {c!r} * h, w, {place}, {at.k + s * d}, {at.scratch}, p, o)"
+    )
