@@ -54,7 +54,7 @@ def vector_field(t: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> Tensor:
         (2,), velocity (m/s) and acceleration (m/s^2).
     """
     x, v = y[0], y[1]
-    return torch.stack([v, -p["omega"] ** 2 * x - 2.0 * p["kappa"] * v])
+    return torch.stack([v, -(p["omega"] ** 2) * x - 2.0 * p["kappa"] * v])
 
 
 def matrix(p: Mapping[str, Tensor]) -> Tensor:

@@ -130,9 +130,7 @@ class Series:
         )
 
     @classmethod
-    def at_times(
-        cls, times: Any, *, names: Sequence[str] | None = None, dtype: torch.dtype | None = None
-    ) -> Series:
+    def at_times(cls, times: Any, *, names: Sequence[str] | None = None, dtype: torch.dtype | None = None) -> Series:
         """Series without values: when to look, for models that then draw new observations.
 
         Args:

@@ -39,9 +39,7 @@ def check_observed(trace: poutine.Trace) -> None:
         if not isinstance(value, Tensor) or not hasattr(fn, "event_dim"):
             continue
         data_batch = value.shape[: value.dim() - fn.event_dim]
-        described = (
-            f"site {name!r}: the model predicts {_shape_text(fn)} but the data is {tuple(value.shape)}"
-        )
+        described = f"site {name!r}: the model predicts {_shape_text(fn)} but the data is {tuple(value.shape)}"
         try:
             log_prob = scale_and_mask(fn.log_prob(value), node["scale"], node["mask"])
         except (RuntimeError, ValueError) as error:

@@ -198,9 +198,7 @@ def _given_values(joint: LogJoint, start: Mapping[str, Any], num_chains: int) ->
         latent = [site.name for site in joint.sites]
         raise LatentDEError(f"start: {unknown} are no latent sites; those are {latent}.")
     if not joint.has_fixed_supports:
-        raise LatentDEError(
-            "start: values cannot be given for this model: a site's support depends on other sites."
-        )
+        raise LatentDEError("start: values cannot be given for this model: a site's support depends on other sites.")
     given: list[dict[str, Tensor]] = [{} for _ in range(num_chains)]
     for site in joint.sites:
         if site.name not in start:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user gave, checked and laid out as rows: states, times, parameters."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -181,7 +183,8 @@ def _as_times(name: str, value: Any, y0: Tensor) -> tuple[Tensor, np.ndarray | N
                 f"{name} of type {kind} cannot be read as numbers; expected a tensor or a list: {error}."
             ) from error
     seen = peek(value)
-    if seen is not None and not np.isfinite(seen).all():
+    # a finite sum of squares needs finite entries, and one product costs less than looking at each
+    if seen is not None and not math.isfinite(np.vdot(seen, seen)) and not np.isfinite(seen).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
         raise DataError(
             f"{name}{list(where) if where else ''} is {seen[where]}; times must be finite. "
@@ -201,22 +204,28 @@ def _lay_out(
     order: Tensor | None,
     checked: bool,
 ) -> Problem:
-    lead = [
-        torch.Size(x.shape[: x.ndim - r]) for x, r in zip(tensors, ranks, strict=True)
-    ]  # a subclass may give a tuple
-    batch = _broadcast(lead, names, [tuple(x.shape) for x in tensors])
-    rows = batch.numel()
-    out, shared = [], []
-    for x, r, own in zip(tensors, ranks, lead, strict=True):
-        if not own:
-            out.append(x)
-            shared.append(True)
-            continue
-        event = x.shape[x.ndim - r :]
-        x = x if own == batch else x.expand(*batch, *event)
-        out.append(x if len(batch) == 1 else x.reshape((rows, *event)))
-        shared.append(False)
-    return Problem(f, info, batch, tuple(out), tuple(shared), tuple(originals), tuple(names[3:]), times, order, checked)
+    batch, shared, moves = _layout(tuple(x.shape for x in tensors), tuple(ranks), tuple(names))
+    if any(moves):
+        tensors = [x if m is None else x.expand(m[0]).reshape(m[1]) for x, m in zip(tensors, moves, strict=True)]
+    return Problem(f, info, batch, tuple(tensors), shared, tuple(originals), tuple(names[3:]), times, order, checked)
+
+
+Move = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@lru_cache(maxsize=4096)
+def _layout(
+    shapes: tuple[tuple[int, ...], ...], ranks: tuple[int, ...], names: tuple[str, ...]
+) -> tuple[torch.Size, tuple[bool, ...], tuple[Move | None, ...]]:
+    """Batch shape, which tensors are shared, and what to expand and reshape the others to (None: as they are)."""
+    lead = [torch.Size(shape[: len(shape) - r]) for shape, r in zip(shapes, ranks, strict=True)]
+    batch = _broadcast(lead, names, shapes)
+    moves: list[Move | None] = []
+    for shape, r, own in zip(shapes, ranks, lead, strict=True):
+        event = tuple(shape[len(shape) - r :])
+        as_is = not own or (own == batch and len(batch) == 1)
+        moves.append(None if as_is else ((*batch, *event), (batch.numel(), *event)))
+    return batch, tuple(not own for own in lead), tuple(moves)
 
 
 def _broadcast(shapes: Sequence[torch.Size], names: Sequence[str], full: Sequence[tuple] | None = None) -> torch.Size:

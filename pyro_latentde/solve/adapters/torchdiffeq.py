@@ -164,9 +164,7 @@ class _Run:
             begin = end
         return torch.stack(ys, 1)
 
-    def _call(
-        self, func: Callable[..., Tensor], y: Tensor, grid: Tensor, scale: Tensor, step: float | None
-    ) -> Tensor:
+    def _call(self, func: Callable[..., Tensor], y: Tensor, grid: Tensor, scale: Tensor, step: float | None) -> Tensor:
         """Solve on ``grid``; ``scale`` turns torchdiffeq's time into each row's."""
         if len(grid) == 1:
             return y[None]
@@ -233,9 +231,7 @@ def _moved_outputs(f: Callable[..., Tensor], ys: Tensor, times: Tensor) -> Tenso
     return ys + (times - at).to(ys)[..., None] * slopes
 
 
-def _refuse_hidden_tensors(
-    f: Callable[..., Tensor], y0: Tensor, t0: Tensor, params: tuple[Tensor, ...]
-) -> None:
+def _refuse_hidden_tensors(f: Callable[..., Tensor], y0: Tensor, t0: Tensor, params: tuple[Tensor, ...]) -> None:
     """Raise if f depends on a tensor that needs a gradient and is not in ``params``: it would be lost."""
     with torch.enable_grad():
         out = f(t0.detach(), y0.detach())
