@@ -78,7 +78,13 @@ def ode(
         names = _state_names(states, solution)
     value = _stacked(solution)
     n_steps = solution.stats["n_accepted"] + solution.stats["n_rejected"]
-    record = {"times": solution.times, "states": names, "status": solution.status, "n_steps": n_steps}
+    record = {
+        "times": solution.times,
+        "states": names,
+        "status": solution.status,
+        "n_steps": n_steps,
+        "settings": {key: getattr(solution, key) for key in ("method", "engine", "rtol", "atol")},
+    }
     value = pyro.sample(
         name,
         dist.Delta(value, event_dim=2).mask(False),

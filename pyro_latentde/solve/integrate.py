@@ -114,6 +114,8 @@ def odesolve(
         status=status,
         counts=counts.reshape(*batch, 3),
         method=settings.method,
+        rtol=settings.rtol,
+        atol=settings.atol,
         engine=engine_name,
         reason=reason,
         shape_of_state=state,

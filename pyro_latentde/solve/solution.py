@@ -50,6 +50,8 @@ class Solution:
         status: :class:`Status` of every row, ``(*batch,)`` int64.
         counts: Accepted steps, rejected steps and evaluations of every row, ``(*batch, 3)`` int64; see ``stats``.
         method: Name of the method.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, in units of y.
         engine: ``"fused"``, ``"torch"`` or ``"torchdiffeq"``.
         reason: Why this engine.
         shape_of_state: How one row's state is laid out as a vector.
@@ -66,6 +68,8 @@ class Solution:
     status: Tensor
     counts: Tensor
     method: str
+    rtol: float
+    atol: float
     engine: str
     reason: str
     shape_of_state: Any = field(repr=False)
