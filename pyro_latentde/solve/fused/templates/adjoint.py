@@ -14,25 +14,11 @@ def explicit_adjoint(method: Method, d: int, leaves: int) -> str:
     the interpolant of its step.
     """
     at = WorkLayout(method, d)
-    main = len(method.c)
-    cheap = main - 1 if method.fsal else main  # the repeated last stage serves outputs only
-    stages = [stage(method, at, d, s, True) for s in range(at.stages)]
-    stages[0] = (
-        f"for i in range({d}):\n    w[{at.ys} + i] = w[{at.y} + i]\nfield(t, w, {at.y}, {at.k}, {at.scratch}, p, o)"
-    )
-    forward = "\n".join(stages[:cheap])
-    extra = "\n".join(stages[cheap:])
-    extra = f"if first <= j:\n    {indent(extra, 1)}" if extra else ""
-    weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
-    spread = "\n".join(
-        f"w[{at.k_bar + s * d} + i] += h * b{s} * yb" for s, row in enumerate(method.interpolant) if any(row)
-    )
-    seed = "\n".join(
-        f"w[{at.k_bar + s * d} + i] = {f'h * {b!r} * lam' if b else '0.0'}" for s, b in enumerate(_padded(method))
-    )
-    back = "\n".join(_reverse_stage(method, at, d, s) for s in range(cheap - 1, -1, -1))
-    back_extra = "\n".join(_reverse_stage(method, at, d, s) for s in range(at.stages - 1, cheap - 1, -1))
-    back_extra = f"if first <= j:\n    {indent(back_extra, 1)}" if back_extra else ""
+    return _walk_back(at, d, leaves) + _reverse_step(method, at, d) + _row_done(at, d)
+
+
+def _walk_back(at: WorkLayout, d: int, leaves: int) -> str:
+    """From the last recorded step of a row to its first, each with the outputs that lie in it."""
     return f"""
 def adjoint(lo, hi, chunk, T, ts, tss, p, po, ps, gy, status, buf, spans, y0_bar, ts_bar, t0_bar,
             g, go, gs, gc, w, o, q):
@@ -58,7 +44,31 @@ def adjoint(lo, hi, chunk, T, ts, tss, p, po, ps, gy, status, buf, spans, y0_bar
                 first = j + 1
                 while first > 0 and (n == begin or sign * ts[tt + first - 1] > sign * t):
                     first -= 1
-                {indent(forward, 4)}
+"""
+
+
+def _reverse_step(method: Method, at: WorkLayout, d: int) -> str:
+    """Stages again; cotangents of the outputs and of the step's end go to the slopes, then stage by stage back."""
+    main = len(method.c)
+    cheap = main - 1 if method.fsal else main  # the repeated last stage serves outputs only
+    stages = [stage(method, at, d, s, True) for s in range(at.stages)]
+    stages[0] = (
+        f"for i in range({d}):\n    w[{at.ys} + i] = w[{at.y} + i]\nfield(t, w, {at.y}, {at.k}, {at.scratch}, p, o)"
+    )
+    forward = "\n".join(stages[:cheap])
+    extra = "\n".join(stages[cheap:])
+    extra = f"if first <= j:\n    {indent(extra, 1)}" if extra else ""
+    weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
+    spread = "\n".join(
+        f"w[{at.k_bar + s * d} + i] += h * b{s} * yb" for s, row in enumerate(method.interpolant) if any(row)
+    )
+    seed = "\n".join(
+        f"w[{at.k_bar + s * d} + i] = {f'h * {b!r} * lam' if b else '0.0'}" for s, b in enumerate(_padded(method))
+    )
+    back = "\n".join(_reverse_stage(method, at, d, s) for s in range(cheap - 1, -1, -1))
+    back_extra = "\n".join(_reverse_stage(method, at, d, s) for s in range(at.stages - 1, cheap - 1, -1))
+    back_extra = f"if first <= j:\n    {indent(back_extra, 1)}" if back_extra else ""
+    return f"""                {indent(forward, 4)}
                 {indent(extra, 4)}
                 for i in range({d}):
                     lam = w[{at.lam} + i]
@@ -77,7 +87,12 @@ def adjoint(lo, hi, chunk, T, ts, tss, p, po, ps, gy, status, buf, spans, y0_bar
                 if h != 0.0:
                     {indent(back_extra, 5)}
                     {indent(back, 5)}
-                j = first - 1
+"""
+
+
+def _row_done(at: WorkLayout, d: int) -> str:
+    """Outputs of a row without steps; what is left belongs to y0 and t0."""
+    return f"""                j = first - 1
             while j >= 0:
                 for i in range({d}):
                     w[{at.lam} + i] += gy[(r * T + j) * {d} + i]

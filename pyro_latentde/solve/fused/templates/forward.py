@@ -8,17 +8,22 @@ __all__ = ["FIRST_STEP", "INSERTION_POINT", "explicit_forward"]
 
 
 def explicit_forward(method: Method, d: int, leaves: int) -> str:
-    """Source of ``forward``: see the module for what it does; step modes are 0 adaptive, 1 fixed, 2 replayed."""
+    """Source of ``forward``: see the package for what it does; step modes are 0 adaptive, 1 fixed, 2 replayed."""
     at = WorkLayout(method, d)
-    main = len(method.c)
-    stages = "\n".join(stage(method, at, d, s, False) for s in range(1, main))
-    dense = "\n".join(stage(method, at, d, s, False) for s in range(main, at.stages))
-    if dense:
-        inside = "j < T and sign * ts[tt + j] < sign * t_new - rounding"
-        beyond = "mode == 2 and last and abs(ts[tt + T - 1] - t_new) > rounding"
-        dense = f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {len(method.dense_c)}"
-    weights = "\n".join(interpolant(method, "b"))
-    k = method.error_order or 1
+    return "".join(
+        [
+            _start_of_row(at, d, leaves),
+            _plan_of_steps(method, at, d),
+            _next_step(),
+            _trial(method, at, d),
+            _accepted_step(method, at, d),
+            _end_of_row(d),
+        ]
+    )
+
+
+def _start_of_row(at: WorkLayout, d: int, leaves: int) -> str:
+    """The state and its slope at t0; outputs there."""
     return f"""
 def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts, rtol, atol, max_steps,
             mode, step, hs, hss, keep, buf, pos, spans, w, o):
@@ -51,7 +56,13 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
             for i in range({d}):
                 ys[(r * T + j) * {d} + i] = w[{at.y} + i]
             j += 1
-        planned = 0
+"""
+
+
+def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
+    """Given steps are counted, fixed ones chosen, the first adaptive one estimated."""
+    k = method.error_order or 1
+    return f"""        planned = 0
         finish = t_end
         rounding = 0.0
         h = 0.0
@@ -80,7 +91,12 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
         before = 1.0
         retry = False
         unfinished = False
-        while code == 0 and not last:
+"""
+
+
+def _next_step() -> str:
+    """How far the next step goes, or why there is none."""
+    return """        while code == 0 and not last:
             if mode != 2 and accepted + rejected >= max_steps:
                 code = 1
                 break
@@ -106,9 +122,16 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                 t_new = start + offset
                 if last:  # sums of steps miss the last output time by rounding
                     rounding = (hss + 4) * 2.220446049250313e-16 * max(abs(start), abs(t_end))
-            {indent(_fresh_slope(method, at), 3)}
+"""
+
+
+def _trial(method: Method, at: WorkLayout, d: int) -> str:
+    """One step and its error; if it is too large, the step is tried again with a smaller size."""
+    stages = "\n".join(stage(method, at, d, s, False) for s in range(1, len(method.c)))
+    k = method.error_order or 1
+    return f"""            {indent(_fresh_slope(method, at), 3)}
             {indent(stages, 3)}
-            evals += {main - 1}
+            evals += {len(method.c) - 1}
             total = 0.0
             for i in range({d}):
                 w[{at.y_new} + i] = w[{at.y} + i] + h * ({combine(method.b, str(at.k), d)})
@@ -131,7 +154,15 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                 rejected += 1
                 code = 3
                 break
-            if keep:
+"""
+
+
+def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
+    """Record the step, interpolate the outputs inside it, choose the next size (PI control)."""
+    weights = "\n".join(interpolant(method, "b"))
+    k = method.error_order or 1
+    again = (len(method.c) - 1) * d if method.fsal else 0  # where the next first slope is
+    return f"""            if keep:
                 if (pos + 1) * {d + 2} > buf.size:
                     return r, row_pos
                 at_record = pos * {d + 2}
@@ -140,7 +171,7 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                 for i in range({d}):
                     buf[at_record + 2 + i] = w[{at.y} + i]
                 pos += 1
-            {indent(dense, 3)}
+            {indent(_dense_stages(method, at, d), 3)}
             while j < T and (sign * ts[tt + j] <= sign * t_new or last):
                 gap = abs(ts[tt + j] - t_new)
                 if mode == 2 and sign * ts[tt + j] > sign * t_new and gap > max(rounding, 1e-4 * abs(h)):
@@ -159,7 +190,7 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
             t = t_new
             for i in range({d}):
                 w[{at.y} + i] = w[{at.y_new} + i]
-                w[{at.k} + i] = w[{at.k + (main - 1) * d if method.fsal else at.k} + i]
+                w[{at.k} + i] = w[{at.k + again} + i]
             if mode == 0:
                 error = max(error, 1e-10)
                 factor = 0.9 * error ** (-{0.7 / k!r}) * before ** {0.4 / k!r}
@@ -170,7 +201,12 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
                 retry = False
                 unfinished = False
                 h = h * factor
-        if j < T and code == 0:  # no steps were given
+"""
+
+
+def _end_of_row(d: int) -> str:
+    """NaN where the row did not arrive; status and counts."""
+    return f"""        if j < T and code == 0:  # no steps were given
             code = 1
         while j < T:
             for i in range({d}):
@@ -183,6 +219,16 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
         spans[2 * r + 1] = pos
     return hi, pos
 """
+
+
+def _dense_stages(method: Method, at: WorkLayout, d: int) -> str:
+    """Stages that only outputs strictly inside the step need."""
+    dense = "\n".join(stage(method, at, d, s, False) for s in range(len(method.c), at.stages))
+    if not dense:
+        return ""
+    inside = "j < T and sign * ts[tt + j] < sign * t_new - rounding"
+    beyond = "mode == 2 and last and abs(ts[tt + T - 1] - t_new) > rounding"
+    return f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {len(method.dense_c)}"
 
 
 def _last_stage(method: Method, at: WorkLayout, d: int) -> str:
