@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +99,8 @@ def odesolve(
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, status, counts = parts[0] if len(parts) == 1 else _join(first, parts)
     batch, state = first.batch, first.info.state
-    status = status.reshape(batch)
+    one_batch = len(batch) == 1  # rows are laid out as the user's batch already
+    status = status if one_batch else status.reshape(batch)
 
     def again(t: Tensor) -> Any:
         return _at(t, f, y0, params, first, settings, engine_name, event_dims)
@@ -109,10 +111,10 @@ def odesolve(
     if on_failure == "raise":
         _raise_failures(first, status, ys)
     return Solution(
-        ys=state.unflatten(ys.reshape(*batch, *ys.shape[1:])),
+        ys=state.unflatten(ys if one_batch else ys.reshape(*batch, *ys.shape[1:])),
         times=first.times,
         status=status,
-        counts=counts.reshape(*batch, 3),
+        counts=counts if one_batch else counts.reshape(*batch, 3),
         method=settings.method,
         rtol=settings.rtol,
         atol=settings.atol,
@@ -192,7 +194,7 @@ def _by_torchdiffeq(problem: Problem, method: Method, settings: SolveSettings) -
 
 def _raise_failures(problem: Problem, status: Tensor, ys: Tensor) -> None:
     codes = peek(status)
-    if codes is not None and codes.any():
+    if codes is not None and np.count_nonzero(codes):
         raise SolveError(failure_message(problem, codes, ys))
 
 

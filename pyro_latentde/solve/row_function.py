@@ -114,6 +114,15 @@ def _plain(t: Tensor) -> Tensor:
     return t.data if type(t) is torch.nn.Parameter else t
 
 
+def _plainly() -> bool:
+    """Whether no transform, tracer or forward-mode level is active."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -142,7 +151,10 @@ class _Apply(torch.autograd.Function):
         sources = [function.follows[i] for i in function.differentiable]
         seed_shared = [source is not None and ctx.shared[source] for source in sources]
         shared = (*ctx.shared, *(False for _ in function.saved), *seed_shared)
-        bars = apply(function.vjp, ctx.rows, shared, *kept, *seeds)
+        if torch.is_grad_enabled() or not _plainly():
+            bars = apply(function.vjp, ctx.rows, shared, *kept, *seeds)
+        else:  # the ordinary backward pass, straight to the numbers
+            bars = function.vjp.run(ctx.rows, shared, (*kept, *seeds))
         result: list[Tensor | None] = [None] * ctx.count
         for i, bar in zip(function.wrt, bars, strict=True):
             result[i] = bar if ctx.needs_input_grad[3 + i] else None

@@ -44,7 +44,8 @@ def keep_steps(steps: HasSteps, rows: int, device: torch.device) -> Tensor:
         while _used > _BUDGET and len(_store) > _ALWAYS:
             _, old = _store.popitem(last=False)
             _used -= old.nbytes
-    return torch.from_numpy(np.arange(number << 32, (number << 32) + rows, dtype=np.int64)).to(device)
+    tokens = torch.from_numpy(np.arange(number << 32, (number << 32) + rows, dtype=np.int64))
+    return tokens if device.type == "cpu" else tokens.to(device)
 
 
 def find_steps(tokens: Tensor) -> HasSteps | None:

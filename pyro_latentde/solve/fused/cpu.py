@@ -25,6 +25,7 @@ from pyro_latentde.solve.methods import Method
 __all__ = ["Bars", "CpuKernel", "Record", "Steps", "set_pool_size"]
 
 CHUNK = 16  # rows whose shared-parameter gradients are summed together; fixed, so that sums do not depend on threads
+BLOCK = 64  # rows a thread takes at once, where there are enough
 SERIAL = 16  # below this many rows the pool costs more than it gives
 
 # NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf; and kernels compare with
@@ -71,15 +72,29 @@ class _Pool:
         """``task(lo, hi)`` over blocks of whole chunks; results in order of rows."""
         if rows < SERIAL or self.threads == 1:
             return [task(0, rows)]
-        blocks = min(-(-rows // CHUNK), 4 * self.threads)
-        size = -(-rows // (blocks * CHUNK)) * CHUNK
+        size = max(BLOCK, rows // (4 * self.threads))
+        size = -(-min(size, -(-rows // self.threads)) // CHUNK) * CHUNK
         bounds = [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
+        results: list[Any] = [None] * len(bounds)
+        waiting = iter(range(len(bounds)))  # each thread takes the next block; next() is atomic
+
+        def work() -> None:
+            for i in waiting:
+                results[i] = task(*bounds[i])
+
+        helpers = [self._executor().submit(work) for _ in range(min(self.threads, len(bounds)) - 1)]
+        work()  # the calling thread works too: handing everything over would cost a wake-up
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+        return results
+
+    def _executor(self) -> ThreadPoolExecutor:
         with self.lock:
             if self.owner != os.getpid():
                 self.owner = os.getpid()
                 self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="pyro_latentde")
-            executor = self.executor
-        return [f.result() for f in [executor.submit(task, lo, hi) for lo, hi in bounds]]
+            return self.executor
 
 
 _POOL = _Pool()

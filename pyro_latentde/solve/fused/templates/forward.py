@@ -88,7 +88,7 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             for i in range({d}):
                 buf[pos * {d + 2} + 2 + i] = w[{at.y} + i]
             pos += 1
-        before = 1.0
+        before = 0.0
         retry = False
         unfinished = False
 """
@@ -192,12 +192,12 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 w[{at.y} + i] = w[{at.y_new} + i]
                 w[{at.k} + i] = w[{at.k + again} + i]
             if mode == 0:
-                error = max(error, 1e-10)
-                factor = 0.9 * error ** (-{0.7 / k!r}) * before ** {0.4 / k!r}
+                log_error = math.log(max(error, 1e-10))  # a log and an exp cost less than two powers
+                factor = 0.9 * math.exp({0.4 / k!r} * before - {0.7 / k!r} * log_error)
                 factor = min(10.0, max(0.2, factor))
                 if retry and factor > 1.0:
                     factor = 1.0
-                before = error
+                before = log_error
                 retry = False
                 unfinished = False
                 h = h * factor
