@@ -2,6 +2,7 @@
 """Every tutorial runs, with few draws, and is stored as it came out of a full run."""
 
 import json
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,7 @@ with warnings.catch_warnings():
 FOLDER = Path(__file__).resolve().parent.parent / "tutorials"
 NOTEBOOKS = ("01_first_posterior.ipynb",)
 LARGEST = 1_500_000  # bytes
-PRIVATE = ("/home/", "/root/", "/tmp/", "/work", "/Users/", "site-packages", "Traceback")
+PRIVATE = (f"{Path.home()}/", f"{FOLDER.parent}/", f"{tempfile.gettempdir()}/", "site-packages", "Traceback")
 
 
 def code_cells(notebook):

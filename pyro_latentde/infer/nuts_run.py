@@ -229,7 +229,7 @@ def _summarise(records: list[ChainRecord], num_warmup: int, drawn: int, facts: d
     if divergent:
         advice.append("Divergences may mean bias: try target_accept=0.95 or another parameterisation.")
     if at_limit:
-        advice.append(f"{at_limit} trajectories reached max_tree_depth={facts['max_tree_depth']}: right but dear.")
+        advice.append(f"{at_limit} trajectories reached max_tree_depth={facts['max_tree_depth']}: they mix slowly.")
     if worst > 1.05:
         advice.append("The chains do not agree: draw longer, or look whether they sit in different modes.")
     (_log.warning if advice else _log.info)(" ".join([line, *advice]))

@@ -116,6 +116,19 @@ def test_fixed_steps_that_leave_the_domain(settings):
         assert torch.equal(both[0].stats[name], both[1].stats[name])
 
 
+@pytest.mark.parametrize("last", [1.5, 2.0])
+def test_fixed_steps_that_overflow(last):
+    """The first infinite state ends a row, on the same step in both engines, also where it is the last one."""
+    times = torch.linspace(0, last, 21, dtype=DOUBLE)
+    both = [run(e, GOOD, EXPLODES, times=times, method="midpoint", step_size=0.1)[0] for e in ENGINES]
+    for solution in both:
+        assert solution.status.tolist() == [OK, NON_FINITE]
+        assert not solution.ys.isinf().any()
+    assert torch.equal(both[0].ys.isnan(), both[1].ys.isnan())
+    for name in both[0].stats:
+        assert torch.equal(both[0].stats[name], both[1].stats[name])
+
+
 def test_a_gradient_that_is_not_finite_is_zero_and_told(caplog):
     """y = 0 solves y' = -sqrt(y), whose slope by y is infinite there."""
     solution, inputs = run("fused", GOOD, ROOT, GOOD)
