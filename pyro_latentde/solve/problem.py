@@ -219,7 +219,7 @@ def _layout(
 ) -> tuple[torch.Size, tuple[bool, ...], tuple[Move | None, ...]]:
     """Batch shape, which tensors are shared, and what to expand and reshape the others to (None: as they are)."""
     lead = [torch.Size(shape[: len(shape) - r]) for shape, r in zip(shapes, ranks, strict=True)]
-    batch = _broadcast(lead, names, shapes)
+    batch = _broadcast(lead, names, [tuple(shape) for shape in shapes])
     moves: list[Move | None] = []
     for shape, r, own in zip(shapes, ranks, lead, strict=True):
         event = tuple(shape[len(shape) - r :])
