@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels on the CPU: Numba compiles the generated source, a pool of threads runs blocks of rows.
 
-Numba's own threading is not used: its OpenMP layer kills forked children, which forking MCMC chains and data loaders
-are.
+Numba's own threading is not used: its OpenMP layer kills forked children, as forking MCMC chains and data
+loaders are.
 """
 
 import math
@@ -29,8 +29,7 @@ BLOCK = 64  # rows a thread takes at once, where there are enough
 SERIAL = 16  # below this many rows the pool costs more than it gives
 
 # NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf; and kernels compare with
-# infinity, since
-# Numba's math.isfinite(x) is a comparison of x - x, which reassoc and nsz fold to 0
+# infinity, since Numba's math.isfinite(x) is a comparison of x - x, which reassoc and nsz fold to 0
 HEAD = """import math
 import numpy as np
 from numba import njit

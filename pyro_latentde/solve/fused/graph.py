@@ -9,7 +9,6 @@ References:
     Griewank and Walther, "Evaluating Derivatives", 2nd ed., SIAM 2008, chapters 3 and 6.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ class Node:
     """One value of the graph. ``op`` names what it is, ``args`` its operands (nodes, or plain Python data for leaves).
 
     Leaves: ``const (value)``, ``t ()``, ``y (i)``, ``leaf (k, j)`` = element ``j`` of parameter ``k``, and their
-    tangents and cotangents, which :class:`Graph` gives out under the names in :data:`LEAVES`.
+    tangents (``t_dot``, ``y_dot``) and cotangents (``seed``), which :meth:`Graph.leaf` gives out.
     ``kind`` is ``"f"``, ``"i"`` or ``"b"`` (float, integer, boolean) or ``"v"`` (a vector whose elements are ``elem``
     nodes).
     """
@@ -225,8 +224,3 @@ def jvp(graph: Graph, outputs: Sequence[Node], tangent: Callable[[Node], Node], 
                 if partial is not None and operand.kind == "f"
             )
     return [dot[o] for o in outputs]
-
-
-def is_number(node: Node, value: float) -> bool:
-    """Whether the node is the constant ``value``."""
-    return node.op == "const" and node.kind != "b" and node.args[0] == value and not math.isnan(value)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a PyTorch vector field to a scalar graph: run it once and write down what it does.
 
-Two interception layers, both only while one row is evaluated in a fresh thread:
-:class:`~pyro_latentde.solve.lift.Lift` exchanges
-captured tensors for inputs of the kernel, and :class:`Record`, a ``TorchDispatchMode``, mirrors each operator on
-arrays of symbolic scalars (see ``mirrors``).
+Two interception layers, both only while one row is evaluated in a fresh thread: ``Lift`` (see ``lift.py``) exchanges
+captured tensors for inputs of the kernel, and :class:`Record`, a ``TorchDispatchMode``, mirrors each operator on arrays
+of symbolic scalars (see ``mirrors``).
 """
 
 from collections.abc import Callable, Sequence
