@@ -35,7 +35,7 @@ def machine() -> dict[str, str | int]:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         processor = names[0] if names else processor
-    packages = {name: version(name) for name in ("torch", "numba", "pyro-ppl", "torchdiffeq")}
+    packages = {name: version(name) for name in ("torch", "llvmlite", "pyro-ppl", "torchdiffeq")}
     return {
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)),

@@ -5,8 +5,10 @@ from pyro_latentde import analysis, errors, infer, models
 from pyro_latentde.control import clear_cache, set_num_threads
 from pyro_latentde.data.series import Series
 from pyro_latentde.posterior.posterior import Posterior
+from pyro_latentde.sites.events_site import events
 from pyro_latentde.sites.observe_site import observe
 from pyro_latentde.sites.ode_site import ode
+from pyro_latentde.sites.series_plate import series_plate
 from pyro_latentde.sites.settings import solver
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution, Status
@@ -19,11 +21,13 @@ __all__ = [
     "analysis",
     "clear_cache",
     "errors",
+    "events",
     "infer",
     "models",
     "observe",
     "ode",
     "odesolve",
+    "series_plate",
     "set_num_threads",
     "solver",
 ]

@@ -2,16 +2,21 @@
 """The command line, ``pyro-latentde``: one function for each command."""
 
 import importlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import torch
 import typer
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.demo import run_demo
 from pyro_latentde.models import systems as zoo
+from pyro_latentde.models.systems.simulation import Simulation
 
 __all__ = ["app", "demo", "main", "simulate", "systems"]
 
@@ -48,36 +53,74 @@ def systems() -> None:
     for name in zoo.__all__:
         system = _system(name)
         title = system.__doc__.splitlines()[0]
-        values = ", ".join(f"{key} = {value:g}" for key, value in system.PARAMETERS.items())
+        values = ", ".join(_describe(key, value) for key, value in system.PARAMETERS.items()) or "none"
         typer.echo(f"{name}: {title}\n    states      {', '.join(system.STATES)}\n    parameters  {values}")
+
+
+def _describe(name: str, value: float | tuple[float, float]) -> str:
+    """One number for all series, or the range from which each draws its own."""
+    return f"{name} in [{value[0]:g}, {value[1]:g}]" if isinstance(value, tuple) else f"{name} = {value:g}"
 
 
 @app.command()
 def simulate(
     system: Annotated[str, typer.Argument(help="Name of a system; see `pyro-latentde systems`.")],
-    out: Annotated[Path | None, typer.Option(help="CSV file; printed by default.")] = None,
-    parameter: Annotated[list[str] | None, typer.Option(help="alpha=0.6; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .npz file of arrays, or a CSV table; printed by default.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option(help="alpha=0.6, or friction=0.7 for the pendulum; may be repeated.")
+    ] = None,
     stop: Annotated[float | None, typer.Option(help="Last time; the first is 0.")] = None,
-    num_times: Annotated[int, typer.Option(min=2, help="Times from 0 to --stop.")] = 21,
+    num_times: Annotated[int | None, typer.Option(min=2, help="Number of times; to --stop, 21.")] = None,
     num_series: Annotated[int, typer.Option(min=1, help="Repeats of the experiment.")] = 1,
-    missing: Annotated[float, typer.Option(help="Probability of a gap, below 1.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of noise and gaps.")] = 0,
+    missing: Annotated[float | None, typer.Option(help="Probability of a gap, below 1.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
-    """Noisy measurements of a system as a long table: series, time and one column for each state."""
-    times = None if stop is None else torch.linspace(0.0, stop, num_times, dtype=torch.float64)
+    """Measurements of a system: a long table of series, time and a column for each value, or arrays of pictures."""
+    simulator, values = _system(system).simulate, _values(parameter)
+    if "parameters" in inspect.signature(simulator).parameters:
+        times = None if stop is None else torch.linspace(0.0, stop, num_times or 21, dtype=torch.float64)
+        options = {"times": times, "parameters": values, "num_series": num_series, "missing": missing or 0.0}
+    else:
+        given = {"stop": stop, "num_times": num_times, "missing": missing}
+        options = {**values, **{name: value for name, value in given.items() if value is not None}}
+        _refuse_unknown(system, simulator, options)
+        options["n"] = num_series
     try:
-        drawn = _system(system).simulate(
-            times, parameters=_values(parameter), num_series=num_series, missing=missing, seed=seed
-        )
-    except ValueError as error:
+        drawn = simulator(**options, seed=seed)
+    except (ValueError, ImportError) as error:
         raise typer.BadParameter(str(error)) from error
-    series = drawn.series
+    if out is not None and out.suffix == ".npz":
+        _write_arrays(drawn, out)
+        typer.echo(f"{out}: {drawn.series}")
+        return
+    if drawn.series.names is None:
+        raise typer.BadParameter(f"{system} has {drawn.series.num_values} values at each time; try --out {system}.npz")
+    table = _table(drawn.series)
+    text = table.to_csv(out, index=False)
+    typer.echo(text.rstrip() if out is None else f"{out}: {len(table)} rows of {drawn.series}")
+
+
+def _refuse_unknown(system: str, simulator: Callable, options: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(simulator).parameters if name not in ("n", "seed")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise typer.BadParameter(f"{system} does not take {', '.join(unknown)}; it takes {', '.join(known)}")
+
+
+def _table(series: Series) -> pd.DataFrame:
     noisy = series.values.masked_fill(~series.mask, float("nan"))
     table = pd.DataFrame(noisy.flatten(0, 1).numpy(), columns=list(series.names))
     table.insert(0, "time", series.times.flatten().numpy())
     table.insert(0, "series", torch.arange(len(series)).repeat_interleave(series.times.shape[1]).numpy())
-    text = table.to_csv(out, index=False)
-    typer.echo(text.rstrip() if out is None else f"{out}: {len(table)} rows of {series}")
+    return table
+
+
+def _write_arrays(drawn: Simulation, out: Path) -> None:
+    """times, values (pictures in their shape), mask, states z, and the truth by name."""
+    series = drawn.series
+    values = series.values.unflatten(-1, series.frame) if series.frame else series.values
+    arrays = {"times": series.times, "values": values, "mask": series.mask, "z": drawn.z, **drawn.truth}
+    np.savez_compressed(out, **{name: array.numpy() for name, array in arrays.items()})
 
 
 def _system(name: str) -> ModuleType:
@@ -87,12 +130,12 @@ def _system(name: str) -> ModuleType:
 
 
 def _values(parameters: list[str] | None) -> dict[str, float]:
-    """["alpha=0.6"] -> {"alpha": 0.6}."""
+    """["alpha=0.6", "keep=50"] -> {"alpha": 0.6, "keep": 50}."""
     values = {}
     for text in parameters or ():
         name, _, value = text.partition("=")
         try:
-            values[name] = float(value)
+            values[name] = int(value) if value.isdigit() else float(value)
         except ValueError:
             raise typer.BadParameter(f"--parameter expects NAME=NUMBER, such as alpha=0.6; got {text!r}") from None
     return values

@@ -23,7 +23,7 @@ def set_num_threads(threads: int) -> None:
         raise ValueError(f"set_num_threads expects at least 1 thread, got {threads}")
     try:
         from pyro_latentde.solve.fused.cpu import set_pool_size
-    except ImportError:  # no Numba, no kernels
+    except ImportError:  # no llvmlite, no kernels
         return
     set_pool_size(threads)
 

@@ -30,6 +30,7 @@ LAYERS = {
     "infer": 4,
     "analysis": 5,
     "models": 6,
+    "train": 7,
     "demo": 7,
     "cli": 7,
     "__main__": 8,

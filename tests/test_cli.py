@@ -6,6 +6,7 @@ import math
 
 import arviz
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pyro_latentde.cli import app
 from pyro_latentde.data import Series
 from pyro_latentde.demo import FIGURES, REFERENCE, format_table
 from pyro_latentde.models import systems
-from pyro_latentde.models.systems import lotka_volterra
+from pyro_latentde.models.systems import lotka_volterra, pendulum_pixels, periodic
 
 SIZES = ("--num-samples", "30", "--num-warmup", "40", "--num-chains", "2", "--seed", "3")
 
@@ -94,6 +95,7 @@ def test_systems_lists_the_zoo():
     for name in systems.__all__:
         assert f"{name}: " in result.output
     assert "hare, lynx" in result.output and "gamma = 0.8" in result.output
+    assert "theta, omega" in result.output and "length in [1, 2]" in result.output
 
 
 def test_simulate_writes_what_the_simulator_draws(tmp_path):
@@ -128,9 +130,38 @@ def test_simulate_prints_without_a_file():
     assert len(result.output.splitlines()) == 41
 
 
+def test_simulate_writes_videos_as_arrays(tmp_path):
+    path = tmp_path / "frames.npz"
+    options = ("--num-series", 5, "--num-times", 4, "--seed", 2, "--parameter", "friction=0.7", "--out", path)
+    result = invoke("simulate", "pendulum_pixels", *options)
+    assert result.exit_code == 0 and "5 series" in result.output, result.output
+    series, z, truth = pendulum_pixels.simulate(5, 2, num_times=4, friction=0.7)
+    with np.load(path) as arrays:
+        assert set(arrays) == {"times", "values", "mask", "z", "length", "friction"}
+        assert arrays["values"].shape == (5, 4, 28, 28)
+        np.testing.assert_array_equal(arrays["values"], series.values.reshape(5, 4, 28, 28).numpy())
+        np.testing.assert_array_equal(arrays["z"], z.numpy())
+        np.testing.assert_array_equal(arrays["length"], truth["length"].numpy())
+
+
+def test_simulate_writes_a_table_of_many_series(tmp_path):
+    path = tmp_path / "waves.csv"
+    options = ("--num-series", 3, "--missing", 0.3, "--parameter", "keep=50", "--parameter", "num_features=2")
+    result = invoke("simulate", "periodic", *options, "--out", path)
+    assert result.exit_code == 0, result.output
+    expected = periodic.simulate(3, keep=50, num_features=2, missing=0.3).series
+    table = pd.read_csv(path)
+    assert list(table) == ["series", "time", "x1", "x2"] and len(table) == 150
+    assert int(table[["x1", "x2"]].notna().to_numpy().sum()) == expected.n_observed
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("pendulum_pixels", "--num-times", 2), ("784 values", "pendulum_pixels.npz")),
+        (("pendulum_pixels", "--stop", 5), ("does not take stop", "friction")),
+        (("pendulum_pixels", "--parameter", "friction=-1"), ("friction", "-1")),
+        (("pendulum_pixels", "--parameter", "n=3"), ("does not take n",)),
         (("nowhere",), ("nowhere", "lotka_volterra")),
         (("linear", "--parameter", "omega"), ("NAME=NUMBER", "omega")),
         (("linear", "--parameter", "alpha=1"), ("alpha", "kappa")),

@@ -1,6 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Systems of differential equations, one per file: equations, priors, a simulator and a Pyro model."""
+"""Systems of differential equations, one per file: equations, priors, a simulator and, for some, a Pyro model."""
 
-from pyro_latentde.models.systems import linear, lotka_volterra
+from pyro_latentde.models.systems import (
+    cardiovascular,
+    double_pendulum_pixels,
+    hopper,
+    linear,
+    lotka_volterra,
+    pendulum_pixels,
+    periodic,
+    spirals,
+    stuart_landau,
+)
 
-__all__ = ["linear", "lotka_volterra"]
+__all__ = [
+    "cardiovascular",
+    "double_pendulum_pixels",
+    "hopper",
+    "linear",
+    "lotka_volterra",
+    "pendulum_pixels",
+    "periodic",
+    "spirals",
+    "stuart_landau",
+]

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,13 @@ from torch import Tensor
 from pyro_latentde.data._arrays import (
     as_batch,
     as_tensor,
-    describe_rows,
     fill_gaps,
     pad_all,
     pad_rows,
     ragged_rows,
     sort_in_time,
 )
+from pyro_latentde.data._checks import check, check_finite_times
 from pyro_latentde.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,9 +47,14 @@ class Series:
         ids: one label per series.
         inputs: (N, T, K), known inputs at the times; finite.
         covariates: (N, C), known constants of each series; finite.
+        frame: shape of the picture that the D values are, row by row, such as (28, 28).
+        index: (N,), int64, which series these are of the data set that they were taken from by `batch`.
+        population: number of series in that data set.
+        time_weight: how many windows like this one a whole series holds; 1 for whole series.
 
     Raises:
         DataError: shapes disagree, times are not finite, or a series has no observation at all.
+        ShapeError: `frame` does not have D values.
 
     Example:
         >>> import torch
@@ -66,10 +72,14 @@ class Series:
     ids: tuple[Any, ...] | None = None
     inputs: Tensor | None = None
     covariates: Tensor | None = None
+    frame: tuple[int, ...] | None = None
+    index: Tensor | None = None
+    population: int | None = None
+    time_weight: float = 1.0
     complete: bool = field(init=False)  # nothing missing
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         # Asked at every evaluation of a log-joint, where a look into the mask would cost a synchronisation.
         object.__setattr__(self, "complete", bool(self.mask.all()))
 
@@ -84,6 +94,7 @@ class Series:
         ids: Sequence[Any] | None = None,
         inputs: Any = None,
         covariates: Any = None,
+        frame: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Series:
         """Series from tensors, arrays or nested lists.
@@ -97,6 +108,7 @@ class Series:
             ids: one label per series.
             inputs: like `values`, of K columns, complete.
             covariates: (N, C), or (C,) for one series.
+            frame: shape of the picture that the D values are.
             dtype: of everything; by default the widest given, lists and integers counting as float64.
 
         Returns:
@@ -104,6 +116,7 @@ class Series:
 
         Raises:
             DataError: shapes disagree (a likely transpose is named), times not finite, an empty series.
+            ShapeError: `frame` does not have D values.
         """
         times, values, mask, inputs = pad_all(times, values, mask, inputs, dtype)
         mask, inputs = (None if extra is None else as_batch(times, extra)[1] for extra in (mask, inputs))
@@ -117,7 +130,7 @@ class Series:
             inputs = inputs.to(dtype).expand(times.shape[0], -1, -1)
         if covariates is not None:
             covariates = torch.atleast_2d(as_tensor(covariates, "covariates", dtype))
-        _check_finite_times(times, ids)
+        check_finite_times(times, ids)
         times, values, observed, inputs = sort_in_time(times, values, observed, inputs)
         return cls(
             times=times.contiguous(),
@@ -127,6 +140,7 @@ class Series:
             ids=None if ids is None else tuple(ids),
             inputs=inputs,
             covariates=covariates,
+            frame=None if frame is None else tuple(frame),
         )
 
     @classmethod
@@ -147,7 +161,7 @@ class Series:
             mask = torch.ones_like(times, dtype=torch.bool)
         else:
             times, mask = pad_rows(rows), pad_rows([torch.ones_like(r) for r in rows], 0.0).bool()
-        _check_finite_times(times, None)
+        check_finite_times(times, None)
         times, mask = sort_in_time(times, mask[..., None])
         return cls(times=times, values=None, mask=mask, names=None if names is None else tuple(names))
 
@@ -220,18 +234,81 @@ class Series:
         else:
             rows = torch.as_tensor(index)
             rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows.reshape(-1)
-        rows = rows.to(self.times.device)
-        picked = {name: t[rows] for name, t in self._tensors().items()}
-        ids = None if self.ids is None else tuple(self.ids[i] for i in rows.tolist())
-        return replace(self, **picked, ids=ids)
+        if not len(rows):
+            raise DataError(f"no series left of {n}: the index is empty")
+        return self._pick(rows)
+
+    def batch(self, index: Tensor | Sequence[int]) -> Series:
+        """Some of the series, as a sample of all: like indexing, and `index` and `population` are set.
+
+        Args:
+            index: (B,), positions in these series, each once.
+
+        Returns:
+            Series of B, from which `series_plate` knows how much each of them counts.
+
+        Example:
+            >>> series = Series.from_tensors(torch.arange(4.0), torch.randn(10, 4, 2))
+            >>> batch = series.batch([7, 2])
+            >>> batch.index.tolist(), batch.population
+            ([7, 2], 10)
+        """
+        rows = torch.as_tensor(index, dtype=torch.int64)  # looked at where it is: no wait for another device
+        if rows.dim() != 1 or not len(rows):
+            raise DataError(f"batch: expected positions (B,) of {len(self)} series, got {tuple(rows.shape)}")
+        if int(rows.min()) < 0 or int(rows.max()) >= len(self):
+            raise DataError(
+                f"batch: positions {int(rows.min())} to {int(rows.max())} are not all in {len(self)} series"
+            )
+        picked = self._pick(rows)
+        if self.index is None:
+            return picked._with(index=rows.to(self.times.device), population=len(self))
+        return picked
+
+    def window(self, start: int | Tensor | Sequence[int], length: int) -> Series:
+        """Consecutive times of each series. A window may hold no observation; times stay as they are.
+
+        Args:
+            start: position of the first time, the same or (N,), one for each series.
+            length: number of times.
+
+        Returns:
+            Series of `length` times, with ``time_weight`` multiplied by T / length.
+
+        Raises:
+            DataError: the window is longer than the series, or does not lie inside of it.
+
+        Example:
+            >>> series = Series.from_tensors(torch.arange(4.0), torch.randn(2, 4, 1))
+            >>> window = series.window([0, 1], length=2)
+            >>> window.times.tolist(), window.time_weight
+            ([[0.0, 1.0], [1.0, 2.0]], 2.0)
+        """
+        n, total = self.times.shape
+        if not 1 <= length <= total:
+            raise DataError(f"window: {length} times from series of {total}; give a length from 1 to {total}")
+        starts = torch.as_tensor(start, dtype=torch.int64)
+        if starts.shape not in ((), (n,)) or int(starts.min()) < 0 or int(starts.max()) > total - length:
+            raise DataError(
+                f"window: expected one start or {n}, from 0 to {total - length} (series of {total} times, windows of "
+                f"{length}); got shape {tuple(starts.shape)}, {int(starts.min())} to {int(starts.max())}"
+            )
+        if starts.dim() == 0:
+            where: Any = (slice(None), slice(int(starts), int(starts) + length))
+        else:
+            columns = (starts[:, None] + torch.arange(length, device=starts.device)).to(self.times.device)
+            where = (torch.arange(n, device=columns.device)[:, None], columns)
+        in_time = {name: t for name, t in self._tensors().items() if name not in ("covariates", "index")}
+        cut = {name: t[where] for name, t in in_time.items()}
+        return self._with(**cut, time_weight=self.time_weight * total / length)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Series:
         """The same series in another floating dtype, or on another device."""
         moved = {
-            name: t.to(device=device, dtype=t.dtype if name == "mask" else dtype or t.dtype)
+            name: t.to(device=device, dtype=(dtype or t.dtype) if t.is_floating_point() else t.dtype)
             for name, t in self._tensors().items()
         }
-        return replace(self, **moved)
+        return self._with(**moved)
 
     @property
     def n_observed(self) -> int:
@@ -245,6 +322,19 @@ class Series:
             return self.values.shape[-1]
         return None if self.names is None else len(self.names)
 
+    def _pick(self, rows: Tensor) -> Series:
+        rows = rows.to(self.times.device)
+        ids = None if self.ids is None else tuple(self.ids[i] for i in rows.tolist())
+        return self._with(**{name: t[rows] for name, t in self._tensors().items()}, ids=ids)
+
+    def _with(self, **changes: Any) -> Series:
+        """Parts of checked series need no second check, which would cost a training step milliseconds."""
+        other = copy.copy(self)
+        for name, value in changes.items():
+            object.__setattr__(other, name, value)
+        object.__setattr__(other, "complete", self.complete or bool(other.mask.all()))
+        return other
+
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
 
@@ -257,44 +347,3 @@ class Series:
         names = f" ({', '.join(self.names)})" if self.names else ""
         gaps = self.mask.numel() - self.n_observed
         return f"{text}, {self.num_values} values{names}, {self.n_observed} observed, {gaps} missing)"
-
-
-def _check_finite_times(times: Tensor, ids: Sequence[Any] | None) -> None:
-    bad = ~times.isfinite()
-    if bad.any():
-        where = describe_rows(bad.any(dim=1), ids)
-        raise DataError(
-            f"times: {int(bad.sum())} of {times.numel()} are NaN or infinite (series {where}). A value may "
-            "be missing, a time may not: drop those rows, or give ragged series as lists."
-        )
-
-
-def _check(series: Series) -> None:
-    times, values, mask = series.times, series.values, series.mask
-    n, length = times.shape if times.dim() == 2 else (-1, -1)
-    columns = mask.shape[-1] if values is None else values.shape[-1]
-    shapes_fit = mask.shape == (n, length, columns) and (values is None or values.shape == mask.shape)
-    if n < 1 or not shapes_fit or mask.dtype != torch.bool:
-        got = None if values is None else tuple(values.shape)
-        raise DataError(
-            f"Series: expected times (N, T), values and a bool mask (N, T, D); got {tuple(times.shape)}, "
-            f"{got}, {tuple(mask.shape)} {mask.dtype}. Series.from_tensors takes other forms."
-        )
-    if series.names is not None and values is not None and len(series.names) != columns:
-        raise DataError(f"names: {len(series.names)} names {series.names} for {columns} values")
-    if series.ids is not None and len(series.ids) != n:
-        raise DataError(f"ids: {len(series.ids)} labels for {n} series")
-    for what, shape in (("inputs", (n, length)), ("covariates", (n,))):
-        extra = getattr(series, what)
-        if extra is not None and (extra.shape[:-1] != shape or not bool(extra.isfinite().all())):
-            expected = (*shape, "K")
-            raise DataError(f"{what}: expected finite numbers {expected}, got {tuple(extra.shape)}")
-    if values is not None:
-        if not bool(values.isfinite().all()):
-            raise DataError("values: infinite entries; mark what was not measured by NaN")
-        empty = ~mask.flatten(1).any(dim=1)
-        if empty.any():
-            raise DataError(
-                f"series {describe_rows(empty, series.ids)} have no observation at all (of {n}): leave them "
-                "out, or use Series.at_times for series that are only to be predicted."
-            )

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inference: draws from the posterior of a Pyro model."""
 
+from pyro_latentde.infer import schedules
+from pyro_latentde.infer.fit import Fit
 from pyro_latentde.infer.nuts_run import nuts
 from pyro_latentde.infer.prior_draws import prior
-from pyro_latentde.infer.svi import Fit, fit_svi
+from pyro_latentde.infer.svi import fit_svi
 
-__all__ = ["Fit", "fit_svi", "nuts", "prior"]
+__all__ = ["Fit", "fit_svi", "nuts", "prior", "schedules"]

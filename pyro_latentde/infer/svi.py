@@ -1,108 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic variational inference: fit a guide to a model, and draw from it."""
+"""Stochastic variational inference: fit a guide to a model."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import math
-import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
 
-from pyro_latentde.errors import InitError, LatentDEError
-from pyro_latentde.infer.progress import Progress
-from pyro_latentde.infer.stop_signal import StopSignal
+from pyro_latentde.data.series import Series
+from pyro_latentde.infer.batches import Batches
+from pyro_latentde.infer.devices import OneDevice, make_devices
+from pyro_latentde.infer.fit import Fit, quiet
+from pyro_latentde.infer.svi_heldout import HeldOut
+from pyro_latentde.infer.svi_loop import Training
+from pyro_latentde.infer.svi_modules import check_names
+from pyro_latentde.infer.svi_options import Options
 from pyro_latentde.infer.svi_start import check_shapes, place_guide
 from pyro_latentde.infer.svi_steps import Clip, Stepper, make_optimizer
-from pyro_latentde.posterior import Posterior, inspect_model
+from pyro_latentde.posterior import inspect_model
 from pyro_latentde.posterior.model_sites import seeded
-from pyro_latentde.posterior.pyro_import import draw_latents, from_guide
 
 __all__ = ["Fit", "fit_svi"]
 
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Fit:
-    """A fitted guide.
-
-    Args:
-        losses: negative ELBO of each step, ``(num_steps,)``, NaN where the update was skipped.
-        n_skipped: number of skipped updates.
-        guide: the fitted guide.
-        model: the model.
-        args: their arguments.
-        kwargs: their keyword arguments.
-        elapsed: seconds.
-        attrs: plain facts about the run.
-        params: state of Pyro's parameter store for this fit; other fits and ``pyro.clear_param_store`` do not
-            touch it.
-    """
-
-    losses: Tensor
-    n_skipped: int
-    guide: Callable
-    model: Callable
-    args: tuple
-    kwargs: Mapping[str, Any]
-    elapsed: float
-    attrs: Mapping[str, Any]
-    params: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
-
-    def __repr__(self) -> str:
-        return f"Fit({len(self.losses)} steps, {self.n_skipped} skipped, {self.elapsed:.1f} s)"
-
-    def posterior(self, num_samples: int = 1000, seed: int = 0, memory: str | int = "1GB") -> Posterior:
-        """Independent draws from the guide as a :class:`.Posterior` of one chain.
-
-        Args:
-            num_samples: number of draws.
-            seed: seed of the draws.
-            memory: memory budget, such as ``"1GB"``.
-
-        Returns:
-            The posterior, with ``attrs["inference"] = "svi"``.
-        """
-        posterior = from_guide(
-            _with_params(self.guide, self.params),
-            self._model(),
-            self.args,
-            self.kwargs,
-            num_samples=num_samples,
-            seed=seed,
-            memory=memory,
-        )
-        attrs = {**self.attrs, "draw_seed": seed, "final_loss": _last_losses(self.losses)}
-        return replace(posterior, attrs=attrs)
-
-    def elbo(self, num_particles: int = 100, seed: int = 0) -> float:
-        """Estimate of the evidence lower bound in nats, a mean over ``num_particles`` draws of the guide."""
-        with seeded(seed), torch.no_grad(), pyro.validation_enabled(False), _quiet():
-            loss = Trace_ELBO(num_particles=num_particles).loss
-            guide = _with_params(self.guide, self.params)
-            return -float(loss(self._model(), guide, *self.args, **self.kwargs))
-
-    def sample_start(self, num_chains: int, seed: int = 0) -> dict[str, Tensor]:
-        """Starting points for chains: site -> ``(num_chains, *site shape)`` in the constrained space."""
-        sites = inspect_model(self._model(), *self.args, **self.kwargs)
-        guide = _with_params(self.guide, self.params)
-        return draw_latents(guide, sites, self.args, self.kwargs, num_samples=num_chains, seed=seed)
-
-    def _model(self) -> Callable:
-        """The model with its fitted parameters, or the model itself if it has none."""
-        model = _with_params(self.model, self.params)
-        with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
-            found = poutine.trace(model, param_only=True).get_trace(*self.args, **self.kwargs)
-        return model if any(name in self.params["params"] for name in found.nodes) else self.model
+_SEED_OF_RANK = 1_000_003
 
 
 def fit_svi(
@@ -112,14 +36,30 @@ def fit_svi(
     num_steps: int = 2000,
     seed: int = 0,
     optimizer: Any = "adam",
-    learning_rate: float = 0.03,
+    learning_rate: float | Callable[[int], float] = 0.03,
     decay: float = 0.01,
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
     clip: float | str | None = "auto",
     num_particles: int = 1,
     vectorize_particles: bool = False,
     elbo: ELBO | None = None,
+    kl_weight: float | Callable[[int], float] = 1.0,
     max_skips: int = 20,
     start_at: Any = "auto",
+    batch_size: int | None = None,
+    window: int | Callable[[int], int] | None = None,
+    heldout: Series | None = None,
+    eval_every: int = 100,
+    keep: str = "best",
+    patience: int | None = None,
+    precision: str = "32-true",
+    accelerator: str | None = None,
+    devices: Any = 1,
+    strategy: str = "auto",
+    num_nodes: int = 1,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 10.0,
+    log: str | Path | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> Fit:
@@ -130,6 +70,11 @@ def fit_svi(
     Shapes are checked once. Then a step whose loss or gradient is not finite, as after a failed solve,
     leaves the parameters and the optimiser as they are and is counted.
 
+    With `batch_size` and `window`, model and guide get a part of the :class:`.Series` that is their first argument,
+    and ``lde.series_plate`` gives it the weight of the whole: B of N series in windows of W of T times count
+    N / B * T / W each. The gradient is that of the mean over all batches and windows. Windows begin anywhere with the
+    same chance, so times in the middle are in more windows than those at the ends.
+
     Args:
         model: Pyro model.
         guide: an AutoGuide, a PyroModule or a function, or a class of AutoGuide, which is made for the model.
@@ -137,28 +82,51 @@ def fit_svi(
         num_steps: number of updates.
         seed: seed of everything random.
         optimizer: name, class or factory of a torch optimiser, or one of ``pyro.optim``.
-        learning_rate: its rate at the start, for names and classes.
-        decay: in the second half the rate falls exponentially to this fraction of itself.
+        learning_rate: its rate at the start, for names and classes; or a schedule, step -> rate, for all.
+        decay: in the second half the rate falls exponentially to this fraction of itself. Without effect beside a
+            schedule or a scheduler.
+        scheduler: factory of a torch scheduler, called with the optimiser; stepped after each update.
         clip: bound on the gradient's norm; "auto" is ten times the median of the last hundred; None is none.
         num_particles: draws of the guide for each step.
         vectorize_particles: all particles in one run of the model, by a batch dimension on the left, which
             the model must allow. Eight particles then cost little more than one where solves are batched, and
             guides with correlations need them.
         elbo: Pyro's loss, instead of ``Trace_ELBO``; brings its own particles.
+        kl_weight: weight of the KL in what is maximised, or a schedule, see :class:`.KLWeight`. Reported ELBOs have it
+            at full weight.
         max_skips: so many skipped updates one after another end the run.
         start_at: where an AutoGuide that was given no start of its own begins: ``"auto"`` is the best of some
             climbs from prior draws, since posteriors of differential equations have worthless modes beside
             the good one; a dictionary of site values; or None, for what Pyro does.
+        batch_size: series in a minibatch, over all devices; None is all.
+        window: times in a random window of each series; a schedule, step -> times, such as
+            ``schedules.progressive``; None is all.
+        heldout: series whose ELBO is computed as training goes on, with the same random numbers each time.
+        eval_every: steps between two such evaluations.
+        keep: "best" or "last" parameters, by the held-out ELBO.
+        patience: evaluations without a better ELBO that end the run; None never does.
+        precision: ``"32-true"``: model and data keep their dtypes; ``"bf16-mixed"``: networks may compute in
+            bfloat16, distributions do not.
+        accelerator: of Lightning Fabric, such as ``"cpu"`` or ``"cuda"``; None is where the data are.
+        devices: number or list of devices. Each is a process, which runs the same script.
+        strategy: of Lightning Fabric; ``"ddp"`` for several processes, ``torchrun`` is understood.
+        num_nodes: number of machines.
+        checkpoint: folder of the run's checkpoint. If there is one, the run goes on from it, to the same end.
+        checkpoint_every: minutes between checkpoints; one is made at the end and at an interrupt in any case.
+        log: folder or ``.csv`` file for one line per step, see :class:`.TrainingLog`.
         progress: show a bar.
         **kwargs: keyword arguments of the model and the guide.
 
     Returns:
-        The fit. Ctrl-C returns the fit so far, with ``attrs["interrupted"]``.
+        The fit; ``losses`` are negative ELBOs of the whole data set in nats. Ctrl-C returns the fit so far, with
+        ``attrs["interrupted"]``.
 
     Raises:
         InitError: no step at all was finite.
         LatentDEError: ``max_skips`` in a row; the parameters are put back to where they were last finite,
             and the fit so far is the error's attribute ``fit``.
+        CheckpointError: the folder's checkpoint is of another run; the difference is named.
+        DataError: a batch or window larger than the data, or minibatches of something that is no `Series`.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -171,111 +139,53 @@ def fit_svi(
         >>> round(fit.posterior(1000)["mu"].mean().item(), 1)  # exactly 9 / (9 + 1)
         0.9
     """
-    start, losses = time.perf_counter(), []
-    attrs: dict[str, Any] = {"inference": "svi", "seed": seed, "num_steps": num_steps}
+    options = Options.pick(locals(), args)
+    check_names(model, guide)
+    where = make_devices(accelerator, devices, strategy, num_nodes, precision, args[0] if args else None)
+    model, guide, args, kwargs = (where.place(thing) for thing in (model, guide, args, kwargs))
     state: dict[str, Any] = {"params": {}, "constraints": {}}
-    with seeded(seed), pyro.get_param_store().scope(state), _quiet():
-        sites = inspect_model(model, *args, **kwargs)
-        if elbo is None:
-            nesting = max((-plate.dim for site in sites.values() for plate in site.plates), default=0)
-            # The particles are a plate of their own, to the left of all others.
-            vectorize = vectorize_particles and num_particles > 1
-            elbo = Trace_ELBO(num_particles, nesting + vectorize, vectorize_particles=vectorize)
-        guide = place_guide(guide, model, args, kwargs, seed, start_at)
+    with seeded(seed), pyro.get_param_store().scope(state), quiet():
+        run, guide = _prepare(model, guide, args, kwargs, options, where)
         with pyro.validation_enabled(False):
-            check_shapes(elbo, model, guide, args, kwargs)
-            make = make_optimizer(optimizer, learning_rate)
-            stepper = Stepper(elbo, model, guide, args, kwargs, make, Clip(clip))
-            trouble = _run(stepper, losses, num_steps, decay, max_skips, progress, attrs)
-    result = torch.tensor(losses, dtype=torch.float64)
-    skipped = int(result.isnan().sum())
-    elapsed = time.perf_counter() - start
-    attrs.update(n_skipped=skipped, sampling_time=elapsed)
-    fit = Fit(result, skipped, guide, model, args, kwargs, elapsed, attrs, state)
+            trouble = run.run()
+    losses = torch.tensor(run.losses, dtype=torch.float64)
+    skipped, elapsed = int(losses.isnan().sum()), run.seconds
+    attrs = {"inference": "svi", "seed": seed, "num_steps": num_steps, **run.attrs}
+    attrs |= {"n_skipped": skipped, "sampling_time": elapsed}
+    fit = Fit(losses, skipped, guide, model, args, kwargs, elapsed, attrs, state, run.stepper.params)
     if trouble is not None:
         trouble.fit = fit
         raise trouble
     return fit
 
 
-def _run(
-    stepper: Stepper,
-    losses: list[float],
-    num_steps: int,
-    decay: float,
-    max_skips: int,
-    progress: bool,
-    attrs: dict[str, Any],
-) -> LatentDEError | None:
-    """The loop; what went wrong, if it had to stop."""
-    recent: deque[bool] = deque(maxlen=50)
-    in_a_row, smooth = 0, math.nan
-    with StopSignal() as stop, Progress(num_steps, "SVI", progress) as bar:
-        for step in range(num_steps):
-            loss, norm = stepper.loss_and_gradient()
-            good = math.isfinite(loss) and math.isfinite(norm)
-            recent.append(not good)
-            losses.append(loss if good else math.nan)
-            if good:
-                stepper.update(norm, _rate(step, num_steps, decay))
-                in_a_row = 0
-                smooth = loss if math.isnan(smooth) else 0.95 * smooth + 0.05 * loss
-            else:
-                in_a_row += 1
-                if in_a_row == max_skips:
-                    return _trouble(stepper, losses, recent, max_skips)
-            if bar.due() or (progress and step + 1 == num_steps):
-                bar.update(step + 1, {"loss": f"{smooth:.4g}", "skipped": sum(math.isnan(x) for x in losses)})
-            if stop.wanted:
-                attrs["interrupted"] = step + 1
-                break
-    return None
-
-
-def _rate(step: int, num_steps: int, decay: float) -> float:
-    """Full learning rate for the first half, to get there; then an exponential fall, against the noise."""
-    return decay ** max(0.0, 2.0 * step / max(1, num_steps) - 1.0)
-
-
-def _trouble(stepper: Stepper, losses: list[float], recent: deque[bool], max_skips: int) -> LatentDEError:
-    cause, step = stepper.culprit(), len(losses) - 1
-    stepper.restore()
-    if len(losses) == max_skips:
-        return InitError(
-            f"none of the first {max_skips} steps had a finite loss and gradient: {cause}. "
-            "Try: an AutoGuide with init_loc_fn=init_to_median or init_to_value(...), a smaller init_scale, "
-            "or priors that keep out the values for which the model fails."
-        )
-    last = max(i for i, loss in enumerate(losses) if not math.isnan(loss))
-    return LatentDEError(
-        f"step {step}: {cause}. Skipped ({sum(recent)} of last {len(recent)}). "
-        f"Stopping: {max_skips} skips in a row; restored step {last}. "
-        "Try: a smaller learning_rate, clip=1.0, or more particles; missing data belong in a mask."
-    )
-
-
-def _with_params(fn: Callable, state: dict[str, Any]) -> Callable:
-    """The function run with its own parameters in Pyro's store, whatever else is in it."""
-    if not state["params"]:
-        return fn
-
-    @functools.wraps(fn, updated=())
-    def with_params(*args: Any, **kwargs: Any) -> Any:
-        # A copy of the dictionaries: the run must not add to what was fitted.
-        with pyro.get_param_store().scope({name: dict(value) for name, value in state.items()}):
-            return fn(*args, **kwargs)
-
-    return with_params
-
-
-def _last_losses(losses: Tensor) -> float:
-    good = losses[~losses.isnan()]
-    return float(good[-max(1, len(good) // 10) :].mean()) if len(good) else math.nan
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Pyro warns of each non-finite loss; here they are counted instead."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered")
-        yield
+def _prepare(
+    model: Callable, guide: Any, args: tuple, kwargs: Mapping[str, Any], options: Options, where: OneDevice
+) -> tuple[Training, Callable]:
+    """Check model and guide on a small batch, and put the pieces of a run together."""
+    batches, some = None, args
+    if options.batch_size or options.window or (where.world > 1 and args and isinstance(args[0], Series)):
+        batches = Batches(args[0], options.batch_size, options.window, options.seed, where.rank, where.world)
+        some = (batches.example(), *args[1:])
+    sites = inspect_model(model, *some, **kwargs)
+    elbo = options.elbo
+    if elbo is None:
+        nesting = max((-plate.dim for site in sites.values() for plate in site.plates), default=0)
+        # The particles are a plate of their own, to the left of all others.
+        vectorize = options.vectorize_particles and options.num_particles > 1
+        elbo = Trace_ELBO(options.num_particles, nesting + vectorize, vectorize_particles=vectorize)
+    guide = place_guide(guide, model, args, kwargs, options.seed, options.start_at)
+    with pyro.validation_enabled(False):
+        check_shapes(elbo, model, guide, some, kwargs)
+    if where.rank:
+        torch.manual_seed(options.seed + _SEED_OF_RANK * where.rank)
+    rate = options.learning_rate
+    make = make_optimizer(options.optimizer, rate(0) if callable(rate) else rate)
+    stepper = Stepper(elbo, model, guide, some, kwargs, make, Clip(options.clip), where, options.scheduler)
+    heldout = None
+    if options.heldout is not None:
+        series, size = where.place(options.heldout), options.batch_size
+        heldout = HeldOut(series, stepper, (model, guide), options.seed, size, options.patience)
+    run = Training(stepper, options, batches, heldout, (model, guide))
+    run.identify(args, dict(kwargs))
+    return run, guide

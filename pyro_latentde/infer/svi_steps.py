@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,9 +17,11 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_latentde.errors import LatentDEError, SolveError
-from pyro_latentde.posterior.model_sites import kind_of
+from pyro_latentde.infer.annealing import KLWeight, PartsOfELBO
+from pyro_latentde.infer.devices import OneDevice
+from pyro_latentde.posterior.model_sites import kind_of, seeded
 
-__all__ = ["Clip", "Stepper", "make_optimizer"]
+__all__ = ["Clip", "Step", "Stepper", "make_optimizer"]
 
 _TRIES_TO_FIND_CULPRIT = 10
 
@@ -48,6 +51,29 @@ class Clip:
 
 
 @dataclass
+class Step:
+    """What one gradient said.
+
+    Args:
+        loss: negative ELBO in nats, with the KL at full weight; NaN if the step cannot be used.
+        norm: norm of the gradient; likewise.
+        reconstruction: expected log-likelihood of what was observed.
+        kl: the rest of the ELBO, with its sign changed.
+        flags: of all ranks; above zero where any of them raised one.
+    """
+
+    loss: float = math.nan
+    norm: float = math.nan
+    reconstruction: float = math.nan
+    kl: float = math.nan
+    flags: tuple[float, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether loss and gradient are finite."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
 class Stepper:
     """The model, the guide, the parameters met so far and their optimiser.
 
@@ -55,43 +81,59 @@ class Stepper:
         elbo: Pyro's loss.
         model: Pyro model.
         guide: Pyro guide.
-        args: their arguments.
+        args: their arguments; a minibatch takes the place of the first.
         kwargs: their keyword arguments.
         make: parameters -> torch optimiser.
         clip: bound on the gradient's norm.
+        devices: where it runs, and with whom gradients are averaged.
+        scheduler: optimiser -> one of torch's schedulers of the learning rate.
     """
 
-    elbo: ELBO
-    model: Callable
-    guide: Callable
-    args: tuple
-    kwargs: Mapping[str, Any]
-    make: Callable[[list[Tensor]], torch.optim.Optimizer]
-    clip: Clip
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        elbo: ELBO,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        make: Callable[[list[Tensor]], torch.optim.Optimizer],
+        clip: Clip,
+        devices: OneDevice | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+    ) -> None:
+        self.devices = OneDevice() if devices is None else devices
+        self.parts, self.kl_weight = PartsOfELBO(elbo), KLWeight()
+        self.model = self.kl_weight(self.devices.wrap(model))
+        self.guide = self.kl_weight(self.devices.wrap(guide))
+        self.args, self.kwargs, self.make, self.clip = args, kwargs, make, clip
+        self.make_scheduler, self.scheduler = scheduler, None
         self.params: dict[str, Tensor] = {}
+        self.groups: list[list[str]] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.saved: dict[str, Tensor] = {}
 
-    def loss_and_gradient(self) -> tuple[float, float]:
-        """Loss of one draw of the guide and the norm of its gradient; either is NaN when it is not finite."""
-        for param in self.params.values():
-            param.grad = None
-        try:
-            with poutine.trace(param_only=True) as capture:
-                loss = self.elbo.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
-        except (torch.linalg.LinAlgError, SolveError):
-            return float("nan"), float("nan")
-        self._add(capture.trace)
+    def gradient(self, flags: tuple[float, ...] = ()) -> Step:
+        """Gradient of one draw of the guide, averaged over the ranks, and what goes with it."""
+        step = self._own_gradient()
         grads = [param.grad for param in self.params.values() if param.grad is not None]
-        if not grads:
+        if self.devices.world > 1:
+            step, grads = self._average(step, flags)
+        else:
+            step.flags = flags
+        if not grads and math.isfinite(step.loss):
             raise LatentDEError("neither the guide nor the model has a parameter that the loss depends on")
-        norm = float(torch.stack([grad.detach().norm() for grad in grads]).norm())
-        return float(loss), norm
+        if grads:
+            step.norm = float(torch.stack([grad.detach().norm() for grad in grads]).norm())
+        return step
 
-    def update(self, norm: float, factor: float) -> None:
-        """Move the parameters, with the learning rate multiplied by ``factor``."""
+    def meet_parameters(self) -> None:
+        """Find the parameters by one run without gradients, for those who need them before the first step."""
+        with torch.no_grad(), seeded(0), poutine.trace(param_only=True) as capture, self.devices.autocast():
+            self.parts.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
+        self._add(capture.trace)
+
+    def update(self, norm: float, factor: float | None = None, rate: float | None = None) -> None:
+        """Move the parameters, with the learning rate multiplied by ``factor``, or set to ``rate``."""
         self._save()
         shrink = self.clip.factor(norm)
         if shrink < 1.0:
@@ -99,8 +141,44 @@ class Stepper:
                 if param.grad is not None:
                     param.grad.mul_(shrink)
         for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            if rate is not None:
+                group["lr"] = rate
+            elif factor is not None:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the last update, of the first group of parameters."""
+        return math.nan if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])
+
+    def state(self) -> dict[str, Any]:
+        """Parameters, optimiser and the rest, as tensors and plain types."""
+        return {
+            "params": {name: param.detach().clone() for name, param in self.params.items()},
+            "groups": self.groups,
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "saved": dict(self.saved),
+            "norms": list(self.clip.norms),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, whose parameters must have been met."""
+        known, self.groups, self.optimizer = dict(self.params), [], None
+        for names in state["groups"]:
+            self._give({name: known[name] for name in names})
+        with torch.no_grad():
+            for name, value in state["params"].items():
+                self.params[name].copy_(value)
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.saved = {name: value.to(self.params[name].device) for name, value in state["saved"].items()}
+        self.clip.norms.extend(state["norms"])
 
     def restore(self) -> None:
         """Put the parameters back to where the loss and the gradient were last finite."""
@@ -111,8 +189,7 @@ class Stepper:
     def culprit(self) -> str:
         """What is not finite at the present parameters: a site, or the gradient of a parameter."""
         for _ in range(_TRIES_TO_FIND_CULPRIT):
-            loss, norm = self.loss_and_gradient()
-            if loss == loss and abs(loss) != float("inf"):
+            if math.isfinite(self._own_gradient().loss):
                 bad = [n for n, p in self.params.items() if p.grad is not None and not p.grad.isfinite().all()]
                 if bad:
                     return f"non-finite gradient for '{bad[0]}' (loss finite)"
@@ -126,19 +203,59 @@ class Stepper:
                     return reason
         return "non-finite loss or gradient"
 
+    def _own_gradient(self) -> Step:
+        for param in self.params.values():
+            param.grad = None
+        try:
+            with poutine.trace(param_only=True) as capture, self.devices.autocast():
+                loss = self.parts.elbo.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+        except (torch.linalg.LinAlgError, SolveError):
+            return Step()
+        self._add(capture.trace)
+        weight = self.kl_weight.weight
+        reconstruction, kl = self.parts.split(float(loss), weight)
+        # Only annealing makes the loss another number than the ELBO.
+        loss = float(loss) if weight == 1.0 else float(loss) + (1.0 - weight) * kl
+        return Step(loss=loss, reconstruction=reconstruction, kl=kl)
+
+    def _average(self, step: Step, flags: tuple[float, ...]) -> tuple[Step, list[Tensor]]:
+        """One tensor of all gradients and numbers, so that a NaN on one rank is a NaN on all."""
+        params = list(self.params.values())
+        numbers = [step.loss, step.reconstruction, step.kl, *flags]
+        if not math.isfinite(step.loss):
+            numbers[:3] = [math.nan] * 3
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        dtype = torch.float64 if params[0].device.type != "mps" else torch.float32
+        tail = torch.tensor(numbers, dtype=dtype, device=params[0].device)
+        flat = self.devices.average(torch.cat([*(grad.flatten().to(dtype) for grad in grads), tail]))
+        found, at = flat[-len(numbers) :].tolist(), 0
+        for param in params:
+            param.grad = flat[at : at + param.numel()].view_as(param).to(param.dtype)
+            at += param.numel()
+        step = Step(loss=found[0], reconstruction=found[1], kl=found[2], flags=tuple(found[3:]))
+        return step, [param.grad for param in params]
+
     def _add(self, trace: poutine.Trace) -> None:
-        new = []
+        new = {}
         for name, node in trace.nodes.items():
             value = node["value"]
             # Parameters of modules under `module_local_params` are the tensors themselves.
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
             if name not in self.params and leaf.requires_grad:
-                self.params[name] = leaf
-                new.append(leaf)
-        if new and self.optimizer is None:
-            self.optimizer = self.make(new)
-        elif new:
-            self.optimizer.add_param_group({"params": new})
+                new[name] = leaf
+        if new:
+            self.devices.make_equal(list(new.values()))
+            self._give(new)
+
+    def _give(self, new: dict[str, Tensor]) -> None:
+        """Parameters to the optimiser, as one more group."""
+        self.params.update(new)
+        self.groups.append(list(new))
+        if self.optimizer is None:
+            self.optimizer = self.make(list(new.values()))
+            self.scheduler = None if self.make_scheduler is None else self.make_scheduler(self.optimizer)
+        else:
+            self.optimizer.add_param_group({"params": list(new.values())})
 
     def _save(self) -> None:
         for name, param in self.params.items():

@@ -3,7 +3,7 @@
 
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -17,7 +17,7 @@ from pyro_latentde.errors import ShapeError, SolveError
 from pyro_latentde.solve.field_key import walk_field
 from pyro_latentde.solve.vector_field import BoundField
 
-__all__ = ["held_weights"]
+__all__ = ["held_together", "held_weights", "no_draws"]
 
 
 @contextmanager
@@ -33,12 +33,22 @@ def held_weights(f: Callable) -> Iterator[Callable | BoundField]:
     Raises:
         SolveError: In the body, if the field draws anything else.
     """
-    modules = [m for seen in walk_field(f).keep if isinstance(seen, Module) for m in _roots(seen)]
+    with held_together(f) as (field,), nullcontext() if isinstance(field, BoundField) else no_draws():
+        yield field
+
+
+@contextmanager
+def held_together(*fields: Callable) -> Iterator[tuple[Callable | BoundField, ...]]:
+    """As `held_weights`, for several functions that see the same draw: all plain, or all with the same tensors.
+
+    The body may have sites of its own, and solves plain functions under `no_draws`.
+    """
+    seen = [part for f in fields for part in walk_field(f).keep if isinstance(part, Module)]
+    modules = list({id(m): m for part in seen for m in _roots(part)}.values())
     if not modules:
-        with _Hold({}):
-            yield f
+        yield fields
         return
-    wanted = [_names_used(f, m) if m._pyro_context.active and m is not f else None for m in modules]
+    wanted = [_wanted(fields, m) for m in modules]
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(module._pyro_context)  # one draw per weight while it is open
@@ -46,13 +56,25 @@ def held_weights(f: Callable) -> Iterator[Callable | BoundField]:
         values = {name: site["value"] for name, site in sites.items()}
         # a parameter without constraint is the module's own tensor, which the solver finds by itself
         bound = {n: s for n, s in sites.items() if s["type"] == "sample" or not s["value"].is_leaf}
-        ranks = tuple(_rank(site) for site in bound.values())
-        held = _holding(f, [m._pyro_context for m in modules], values)
+        tensors, ranks = tuple(values[n] for n in bound), tuple(_rank(site) for site in bound.values())
+        contexts = [m._pyro_context for m in modules]
         try:
-            yield BoundField(f, tuple(values[n] for n in bound), ranks, tuple(bound), held)
+            yield tuple(BoundField(f, tensors, ranks, tuple(bound), _holding(f, contexts, values)) for f in fields)
         except ShapeError as error:
             error.args = (f"{error}{_batch_hint(bound)}",)
             raise
+
+
+def no_draws() -> Messenger:
+    """A context in which the model cannot draw: a vector field must be a function."""
+    return _Hold({})
+
+
+def _wanted(fields: Sequence[Callable], module: PyroModule) -> set[str] | None:
+    """Names of a module's attributes that may be read; all (None) unless the model is its own method running."""
+    if not module._pyro_context.active or any(module is f for f in fields):
+        return None
+    return set().union(*(_names_used(f, module) for f in fields))
 
 
 def _batch_hint(sites: dict[str, dict[str, Any]]) -> str:

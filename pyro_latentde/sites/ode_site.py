@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """``lde.ode``: the solution of a differential equation as a named site of a Pyro model."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.sites.field_weights import held_weights
+from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
 
-__all__ = ["ode"]
+__all__ = ["ode", "solve_at_site"]
 
 
 def ode(
@@ -66,54 +64,35 @@ def ode(
         >>> pyro.poutine.trace(model).get_trace().nodes["z"]["value"].shape
         torch.Size([5, 1])
     """
-    failed = "nan" if pyro.poutine.runtime.am_i_wrapped() else "raise"
-    with _naming(name):
-        keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed}
-        with held_weights(f) as field:
-            solution = odesolve(field, y0, times, params, t0=t0, **keywords)
-            extra = requested_times(name)
-            if extra is not None:
-                start = solution.times[..., 0] if t0 is None else t0
-                extra[1][name] = _stacked(odesolve(field, y0, extra[0], params, t0=start, **keywords))
-        names = _state_names(states, solution)
-    value = _stacked(solution)
-    n_steps = solution.stats["n_accepted"] + solution.stats["n_rejected"]
-    record = {
-        "times": solution.times,
-        "states": names,
-        "status": solution.status,
-        "n_steps": n_steps,
-        "settings": {key: getattr(solution, key) for key in ("method", "engine", "rtol", "atol")},
-    }
-    value = pyro.sample(
-        name,
-        dist.Delta(value, event_dim=2).mask(False),
-        obs=value,
-        infer={"_deterministic": True, "lde_ode": record},
-    )
+    with named_errors(name):
+        solution = solve_at_site(name, f, y0, times, params, t0=t0, event_dims=event_dims, **settings)
+        value = record_trajectory(name, _stacked(solution), solution, states)
     return solution.shape_of_state.unflatten(value)
 
 
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Errors say which site they come from."""
-    try:
-        yield
-    except LatentDEError as error:
-        error.args = (f"site {name!r}: {error}",)
-        raise
+def solve_at_site(
+    name: str,
+    f: Callable,
+    y0: Any,
+    times: Any,
+    params: Any = None,
+    *,
+    t0: Any = None,
+    event_dims: dict[str, int] | None = None,
+    **settings: Any,
+) -> Solution:
+    """Solve as :func:`ode` does, weights drawn and settings from outside applied, without recording a site."""
+    failed = "nan" if pyro.poutine.runtime.am_i_wrapped() else "raise"
+    keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed}
+    with held_weights(f) as field:
+        solution = odesolve(field, y0, times, params, t0=t0, **keywords)
+        extra = requested_times(name)
+        if extra is not None:
+            start = solution.times[..., 0] if t0 is None else t0
+            extra[1][name] = _stacked(odesolve(field, y0, extra[0], params, t0=start, **keywords))
+    return solution
 
 
 def _stacked(solution: Solution) -> Tensor:
     """Structured states side by side, ``(*batch, T, D)``: what the site records."""
     return solution.shape_of_state.flatten_trajectory(solution.ys)
-
-
-def _state_names(states: Sequence[str] | None, solution: Solution) -> tuple[str, ...] | None:
-    shape = solution.shape_of_state
-    if states is None:
-        return shape.coordinates
-    if isinstance(states, str) or len(states) != shape.size:
-        told = repr(states) if isinstance(states, str) else f"{len(states)} names {tuple(states)}"
-        raise ShapeError(f"states expects one name per coordinate, {shape.size} in all; got {told}.")
-    return tuple(states)

@@ -13,9 +13,10 @@ from torch import Tensor
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.row_function import RowFunction
+from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
 from pyro_latentde.solve.vector_field import row_of
 
@@ -28,14 +29,14 @@ _LOG = logging.getLogger("pyro_latentde")
 
 
 @lru_cache(maxsize=1)
-def _numba_missing() -> bool:
-    missing = importlib.util.find_spec("numba") is None
+def _llvm_missing() -> bool:
+    missing = importlib.util.find_spec("llvmlite") is None
     if missing:
-        _LOG.warning("Numba is not installed: every solve runs on the torch engine, which is slower. pip install numba")
+        _LOG.warning("llvmlite is not installed: solves run on the torch engine, which is slower. pip install llvmlite")
     return missing
 
 
-def choose_engine(problem: Problem, method: Method, engine: str, gradient: str) -> tuple[str, str]:
+def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, str]:
     """The engine for a problem, and why.
 
     Raises:
@@ -49,7 +50,7 @@ def choose_engine(problem: Problem, method: Method, engine: str, gradient: str) 
         raise SolveError(f'gradient="adjoint" is computed by engine="torchdiffeq"; got engine={engine!r}.')
     if engine in ("torch", "torchdiffeq"):
         return engine, "as asked"
-    obstacle = _why_not_fused(problem, method)
+    obstacle = _why_not_fused(problem)
     if obstacle is None:
         return "fused", "the field compiles to one kernel"
     if engine == "fused":
@@ -57,18 +58,22 @@ def choose_engine(problem: Problem, method: Method, engine: str, gradient: str) 
     return "torch", obstacle
 
 
-def _why_not_fused(problem: Problem, method: Method) -> str | None:
-    y0 = problem.tensors[0]
-    if _numba_missing():
-        return "Numba is not installed"
+def _why_not_fused(problem: Problem) -> str | None:
+    kernels, y0 = problem.info.kernels, problem.tensors[0]
+    if "trace" not in kernels:
+        kernels["trace"] = _no_kernel_for(y0) or _trace(problem)
+    traced = kernels["trace"]
+    return traced if isinstance(traced, str) else None
+
+
+def _no_kernel_for(y0: Tensor) -> str | None:
+    if _llvm_missing():
+        return "llvmlite is not installed"
     if y0.device.type != "cpu":
         return f"the state is on {y0.device}, and kernels are compiled for the CPU"
     if y0.dtype not in (torch.float32, torch.float64):
         return f"the state has dtype {y0.dtype}"
-    traced = problem.info.kernels.get("trace")
-    if traced is None:
-        traced = problem.info.kernels["trace"] = _trace(problem)
-    return traced if isinstance(traced, str) else None
+    return None
 
 
 def _trace(problem: Problem) -> Any:
@@ -98,21 +103,27 @@ def _trace(problem: Problem) -> Any:
     return trace
 
 
-def fused_function(problem: Problem, method: Method, settings: Any, replay: Tensor | None) -> RowFunction:
-    """The compiled solve; compiled once per field and method, whatever lambda carries it."""
+def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
+    """The compiled solve, keeping its steps or not; compiled once per field and method, whatever lambda carries it."""
+    kernels = problem.info.kernels
+    key = (settings, keep, problem.checked)
+    function = kernels.get(key)
+    if function is None:
+        function = _new_fused_function(problem, settings, keep)
+        if settings.replay is None:
+            kernels[key] = function
+    return function
+
+
+def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
     from pyro_latentde.solve.fused.cpu import CpuKernel
     from pyro_latentde.solve.fused.operator import FusedSolve
 
-    kernels = problem.info.kernels
-    trace = kernels["trace"]
-    if method.name not in kernels:
-        kernels[method.name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method)
-    if replay is not None:
-        return FusedSolve(kernels[method.name], settings, replay)
-    key = (method.name, settings)
-    if key not in kernels:
-        kernels[key] = FusedSolve(kernels[method.name], settings)
-    return kernels[key]
+    kernels, name = problem.info.kernels, settings.method
+    if name not in kernels:
+        trace = kernels["trace"]
+        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, get_method(name))
+    return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
 
 
 def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]:
@@ -144,6 +155,7 @@ def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool
     return make
 
 
-def torch_function(problem: Problem, method: Method, control: dict[str, Any], replay: Tensor | None) -> RowFunction:
+def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
-    return TorchSolve(batched_field(problem), problem.leaves, method, **control, replay=replay)
+    method, replay = get_method(settings.method), settings.replay_steps(problem)
+    return TorchSolve(batched_field(problem), problem.leaves, method, **settings.control, replay=replay)

@@ -11,7 +11,6 @@ import functools
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,17 @@ _EVERY_MODULE_HAS = frozenset(vars(torch.nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-@dataclass
 class Walk:
     """The key of a field, and the tensors it can see in a fixed order."""
 
-    parts: list[Any] = field(default_factory=list)
-    tensors: list[torch.Tensor] = field(default_factory=list)
-    keep: list[Any] = field(default_factory=list)
-    slots: dict[int, int] = field(default_factory=dict)
-    seen: dict[int, int] = field(default_factory=dict)
+    __slots__ = ("keep", "parts", "seen", "slots", "tensors")
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.tensors: list[torch.Tensor] = []
+        self.keep: list[Any] = []
+        self.slots: dict[int, int] = {}
+        self.seen: dict[int, int] = {}
 
     @property
     def key(self) -> tuple:

@@ -11,9 +11,10 @@ from torch import Tensor
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
 from pyro_latentde.solve.failure import failure_message
-from pyro_latentde.solve.methods import Method, get_method
+from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem, peek, pose
-from pyro_latentde.solve.row_function import apply
+from pyro_latentde.solve.row_function import RowFunction, apply
+from pyro_latentde.solve.row_solution import report_of
 from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.vector_field import BoundField
@@ -91,16 +92,19 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    settings = SolveSettings.checked(method, rtol, atol, step_size, gradient, max_steps, on_failure, replay)
     problems = pose(f, y0, times, params, t0, event_dims)
     first = problems[0]
-    engine_name, reason = choose_engine(first, get_method(settings.method), engine, gradient)
-    settings = settings.for_dtype(first.tensors[0].dtype)
+    settings = SolveSettings.checked(
+        method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
+    )
+    engine_name, reason = choose_engine(first, engine, gradient)
     parts = [_solve(p, engine_name, settings) for p in problems]
-    ys, status, counts = parts[0] if len(parts) == 1 else _join(first, parts)
+    ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
+    if on_failure == "raise":
+        _raise_failures(first, report, ys)
     batch, state = first.batch, first.info.state
-    one_batch = len(batch) == 1  # rows are laid out as the user's batch already
-    status = status if one_batch else status.reshape(batch)
+    if len(batch) != 1:  # else rows are laid out as the user's batch already
+        ys, report = ys.reshape(*batch, *ys.shape[1:]), report.reshape(*batch, 5)
 
     def again(t: Tensor) -> Any:
         return _at(t, f, y0, params, first, settings, engine_name, event_dims)
@@ -108,65 +112,61 @@ def odesolve(
     def steps() -> Tensor:
         return _accepted(problems, engine_name, settings).unflatten(0, tuple(batch) or (1,)).reshape(*batch, -1)
 
-    if on_failure == "raise":
-        _raise_failures(first, status, ys)
     return Solution(
-        ys=state.unflatten(ys if one_batch else ys.reshape(*batch, *ys.shape[1:])),
+        ys=state.unflatten(ys),
         times=first.times,
-        status=status,
-        counts=counts if one_batch else counts.reshape(*batch, 3),
         method=settings.method,
         rtol=settings.rtol,
         atol=settings.atol,
         engine=engine_name,
         reason=reason,
         shape_of_state=state,
+        _report=report,
         _again=again,
         _steps=steps,
     )
 
 
-Rows = tuple[Tensor, Tensor, Tensor]
+Rows = tuple[Tensor, Tensor]
 
 
 def _solve(problem: Problem, engine: str, settings: SolveSettings) -> Rows:
-    """ys ``(R, T, D)``, status ``(R,)`` and counts ``(R, 3)`` in the order of the user's times."""
-    method = get_method(settings.method)
-    replay = settings.replay_steps(problem)
+    """ys ``(R, T, D)`` in the order of the user's times, and the report ``(R, 5)``."""
     if engine == "torchdiffeq":
-        ys, status, counts = _by_torchdiffeq(problem, method, settings)
+        ys, report = _by_torchdiffeq(problem, settings)
     else:
-        if engine == "fused":
-            function = fused_function(
-                problem, method, settings.fused(_wants_gradient(problem), problem.checked), replay
-            )
-        else:
-            function = torch_function(problem, method, settings.control, replay)
-        ys, status, counts, _ = apply(function, problem.rows, problem.shared, *problem.tensors)
+        function = _function(problem, engine, settings, _wants_gradient(problem))
+        layout = problem.layout
+        ys, report = apply(function, layout.rows, layout.shared, *problem.tensors)
     if problem.order is not None:
         order = problem.order.reshape(-1, problem.order.shape[-1]).expand(problem.rows, -1)
         back = order.argsort(dim=-1)
         ys = ys.gather(1, back[..., None].expand(ys.shape))
-    return ys, status, counts
+    return ys, report
+
+
+def _function(problem: Problem, engine: str, settings: SolveSettings, keep: bool) -> RowFunction:
+    return fused_function(problem, settings, keep) if engine == "fused" else torch_function(problem, settings)
 
 
 def _wants_gradient(problem: Problem) -> bool:
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in problem.tensors)
+    return torch.is_grad_enabled() and any([t.requires_grad for t in problem.tensors])
 
 
 def _join(problem: Problem, parts: list[Rows]) -> Rows:
     """Times after t0 from the forward solve, times before it from the backward one."""
-    (ys, status, counts), (ys_back, status_back, counts_back) = parts
+    (ys, report), (ys_back, report_back) = parts
     start = problem.tensors[2]
     start = start if problem.shared[2] else start[:, None]
     times = problem.times.expand(*problem.batch, problem.times.shape[-1]).reshape(problem.rows, -1)
     ys = torch.where((times >= start)[..., None], ys, ys_back)
-    return ys, torch.maximum(status, status_back), counts + counts_back
+    status = torch.maximum(report[:, :1], report_back[:, :1])
+    return ys, torch.cat([status, report[:, 1:] + report_back[:, 1:]], dim=1)
 
 
-def _by_torchdiffeq(problem: Problem, method: Method, settings: SolveSettings) -> Rows:
+def _by_torchdiffeq(problem: Problem, settings: SolveSettings) -> Rows:
     from pyro_latentde.solve.adapters.torchdiffeq import solve_torchdiffeq
 
     if torch._C._are_functorch_transforms_active():
@@ -182,20 +182,20 @@ def _by_torchdiffeq(problem: Problem, method: Method, settings: SolveSettings) -
         rows[1],
         rows[2],
         tuple(leaves),
-        method,
+        get_method(settings.method),
         settings.rtol,
         settings.atol,
         settings.max_steps,
         settings.gradient == "adjoint",
         settings.step_size,
     )
-    return out.ys, out.status, torch.stack([out.n_accepted, out.n_rejected, out.n_evals], dim=-1)
+    return out.ys, report_of(out, torch.zeros_like(out.status))
 
 
-def _raise_failures(problem: Problem, status: Tensor, ys: Tensor) -> None:
-    codes = peek(status)
-    if codes is not None and np.count_nonzero(codes):
-        raise SolveError(failure_message(problem, codes, ys))
+def _raise_failures(problem: Problem, report: Tensor, ys: Tensor) -> None:
+    seen = peek(report)
+    if seen is not None and np.count_nonzero(seen[:, 0]):
+        raise SolveError(failure_message(problem, seen[:, 0], ys))
 
 
 def _at(
@@ -255,14 +255,8 @@ def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> 
     if engine == "torchdiffeq":
         raise SolveError('engine="torchdiffeq" does not tell its steps; use engine="fused" or "torch".')
     problem = problems[0]
-    method = get_method(settings.method)
     with torch.no_grad():
-        if engine == "fused":
-            function = fused_function(
-                problem, method, settings.fused(True, problem.checked), settings.replay_steps(problem)
-            )
-        else:
-            function = torch_function(problem, method, settings.control, settings.replay_steps(problem))
-        *_, tokens = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
-        found = find_steps(tokens)
+        function = _function(problem, engine, settings, True)
+        _, report = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
+        found = find_steps(report)
     return torch.from_numpy(found.sizes()).to(problem.tensors[0]) if engine == "fused" else found.h

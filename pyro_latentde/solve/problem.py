@@ -2,10 +2,10 @@
 """What the user gave, checked and laid out as rows: states, times, parameters."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +20,36 @@ from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine
 __all__ = ["Problem", "peek", "pose"]
 
 
-@dataclass(frozen=True)
-class Problem:
+Move = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class RowLayout(NamedTuple):
+    """How tensors are laid out as rows.
+
+    Args:
+        batch: Batch shape.
+        rows: Its product.
+        shared: Which tensors have no row dimension.
+        moves: What to expand and reshape each of the others to (None: as it is); empty where all are as they are.
+    """
+
+    batch: torch.Size
+    rows: int
+    shared: tuple[bool, ...]
+    moves: tuple[Move | None, ...]
+
+
+class Problem(NamedTuple):
     """Rows to solve.
 
     Args:
         f: The user's field.
         info: What is known about it.
-        batch: Batch shape; its product is the number of rows.
+        layout: How many rows there are, and which tensors they share.
         tensors: y0, times, t0, then parameters, bound and captured tensors; each ``(...)`` if shared, else ``(rows,
             ...)``.
-        shared: Which tensors have no row dimension.
         originals: The bound and captured tensors as the field sees them.
-        names: What each parameter is called in messages.
+        bound_names: What the bound tensors are called in messages.
         times: As given, ``(T,)`` or ``(*batch, T)``.
         order: Positions that sort the times in the direction of integration, if they were not.
         checked: False where the times cannot be looked at before the solve (a transform holds them).
@@ -40,18 +57,30 @@ class Problem:
 
     f: Callable
     info: FieldInfo
-    batch: torch.Size
+    layout: RowLayout
     tensors: tuple[Tensor, ...]
-    shared: tuple[bool, ...]
     originals: tuple[Tensor, ...]
-    names: tuple[str, ...]
+    bound_names: tuple[str, ...]
     times: Tensor
     order: Tensor | None
     checked: bool
 
     @property
+    def batch(self) -> torch.Size:
+        return self.layout.batch
+
+    @property
     def rows(self) -> int:
-        return self.batch.numel()
+        return self.layout.rows
+
+    @property
+    def shared(self) -> tuple[bool, ...]:
+        return self.layout.shared
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each tensor after y0, times and t0 is called in messages."""
+        return _names(self.info, self.bound_names)
 
     @property
     def own(self) -> int:
@@ -71,8 +100,7 @@ def peek(tensor: Tensor) -> np.ndarray | None:
         # a grad level would wrap even a plain tensor
         with torch._C._DisableFuncTorch(), torch.utils._python_dispatch._disable_current_modes():
             return tensor.detach().cpu().numpy()
-    tensor = tensor.detach()
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor.cpu().numpy()
+    return tensor.numpy(force=True)
 
 
 def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tensor]:
@@ -85,7 +113,7 @@ def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tens
             )
         if y0.shape[-1] == 0:
             raise ShapeError(f"y0 has shape {tuple(y0.shape)}; expected (*batch, D) with at least one state.")
-        return StateShape(None, (y0.shape[-1:],), ()), y0
+        return _vector(y0.shape[-1]), y0
     if isinstance(y0, (int, float, list, np.ndarray)):
         raise ShapeError(
             f"y0 is of type {type(y0).__name__}; expected a tensor (*batch, D), for example torch.tensor([1.0, "
@@ -111,6 +139,11 @@ def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tens
     batch = _broadcast(batches, [f"y0[{n!r}]" for n in names])
     flat = [x.expand((*batch, *e)).reshape((*batch, e.numel())) for x, e in zip(leaves, events, strict=True)]
     return StateShape(spec, events, tuple(names)), torch.cat(flat, dim=-1)
+
+
+@lru_cache(maxsize=1024)
+def _vector(size: int) -> StateShape:
+    return StateShape(None, (torch.Size((size,)),), ())
 
 
 def _check_floating(name: str, x: Tensor) -> None:
@@ -142,38 +175,42 @@ def pose(
         raise ShapeError(
             f'event_dims = {event_dims!r}; expected a dict by name, {{"k": 1}}; a single tensor is called "p".'
         )
-    given = dict(event_dims or {})
+    given = event_dims or {}
     state, y0 = flatten_state(y0, given)
     parameters = Parameters.of(params, y0)
     _check_devices(parameters, y0)
     own_dims = {k: v for k, v in given.items() if k not in state.names or k in parameters.names}
-    times, seen_times = _as_times("times", times, y0)
-    start, seen_start = (None, None) if t0 is None else _as_times("t0", t0, y0)
+    times = _as_times("times", times, y0)
     if times.ndim == 0 or times.shape[-1] == 0:
         raise ShapeError(f"times has shape {tuple(times.shape)}; expected (T,) or (*batch, T) with T at least 1.")
-    start = times[..., 0] if start is None else start
+    start = times[..., 0] if t0 is None else _as_times("t0", t0, y0)
+    sides = _sides(times, start, t0 is not None)
     info, captured = examine(f, bound, state, y0, start, parameters, own_dims)
-    originals = [*(bound.tensors if bound is not None else ()), *captured]
-    extra_ranks = [*(bound.event_dims if bound is not None else ()), *(x.ndim for x in captured)]
-    ranks = [1, 1, 0, *info.ranks, *extra_ranks]
-    seen = [*(bound.names if bound is not None else ()), *(f"captured tensor {i}" for i in range(len(captured)))]
-    names = ["y0", "times", "t0", *parameters.names, *seen]
-    sides = _sides(times, start, seen_times, seen_start, t0 is not None)
+    originals = tuple(captured) if bound is None else (*bound.tensors, *captured)
+    bound_names = () if bound is None else bound.names
     f = f if bound is None else bound.held
-    return [
-        _lay_out(f, info, [y0, side, start, *parameters.leaves, *originals], ranks, names, originals, times, order, ok)
-        for side, order, ok in sides
-    ]
+    leaves = (*parameters.leaves, *originals)
+    problems = []
+    for side, order, checked in sides:
+        tensors = (y0, side, start, *leaves)
+        layout = _layout_of(info, bound, tensors)
+        if layout.moves:
+            pairs = zip(tensors, layout.moves, strict=True)
+            tensors = tuple(x if m is None else x.expand(m[0]).reshape(m[1]) for x, m in pairs)
+        problems.append(Problem(f, info, layout, tensors, originals, bound_names, times, order, checked))
+    return problems
 
 
 def _check_devices(parameters: Parameters, y0: Tensor) -> None:
-    for name, leaf in zip(parameters.names, parameters.leaves, strict=True):
-        if leaf.device != y0.device:
+    device = y0.device
+    for i, leaf in enumerate(parameters.leaves):
+        if leaf.device != device:
+            name = parameters.names[i]
             raise ShapeError(f"parameter {name} is on {leaf.device}, y0 on {y0.device}: {name}.to({str(y0.device)!r}).")
 
 
-def _as_times(name: str, value: Any, y0: Tensor) -> tuple[Tensor, np.ndarray | None]:
-    """Times as a tensor like y0, and their values where they can be seen."""
+def _as_times(name: str, value: Any, y0: Tensor) -> Tensor:
+    """Times as a tensor like y0."""
     if not isinstance(value, Tensor) or value.dtype != y0.dtype or value.device != y0.device:
         try:
             value = torch.as_tensor(value, dtype=y0.dtype, device=y0.device)
@@ -182,42 +219,41 @@ def _as_times(name: str, value: Any, y0: Tensor) -> tuple[Tensor, np.ndarray | N
             raise DataError(
                 f"{name} of type {kind} cannot be read as numbers; expected a tensor or a list: {error}."
             ) from error
-    seen = peek(value)
-    # a finite sum of squares needs finite entries, and one product costs less than looking at each
-    if seen is not None and not math.isfinite(np.vdot(seen, seen)) and not np.isfinite(seen).all():
+    return value
+
+
+def _check_finite(name: str, seen: np.ndarray | None) -> None:
+    if seen is not None and not np.isfinite(seen).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
         raise DataError(
             f"{name}{list(where) if where else ''} is {seen[where]}; times must be finite. "
             "Mask missing observations in the data, not in the times; ragged rows repeat their last time."
         )
-    return value, seen
 
 
-def _lay_out(
-    f: Callable,
-    info: FieldInfo,
-    tensors: Sequence[Tensor],
-    ranks: Sequence[int],
-    names: Sequence[str],
-    originals: Sequence[Tensor],
-    times: Tensor,
-    order: Tensor | None,
-    checked: bool,
-) -> Problem:
-    batch, shared, moves = _layout(tuple(x.shape for x in tensors), tuple(ranks), tuple(names))
-    if any(moves):
-        tensors = [x if m is None else x.expand(m[0]).reshape(m[1]) for x, m in zip(tensors, moves, strict=True)]
-    return Problem(f, info, batch, tuple(tensors), shared, tuple(originals), tuple(names[3:]), times, order, checked)
+def _names(info: FieldInfo, bound_names: Sequence[str]) -> tuple[str, ...]:
+    return (*info.params.names, *bound_names, *(f"captured tensor {i}" for i in range(info.captured_count)))
 
 
-Move = tuple[tuple[int, ...], tuple[int, ...]]
+def _layout_of(info: FieldInfo, bound: BoundField | None, tensors: Sequence[Tensor]) -> RowLayout:
+    """The layout of these tensors, recalled: all shapes but those of times and t0 are part of what ``info`` is of."""
+    shapes = (tensors[1].shape, tensors[2].shape)
+    layout = info.layouts.get(shapes)
+    if layout is None:
+        if len(info.layouts) >= _LAYOUTS:
+            info.layouts.clear()
+        extra = () if bound is None else bound.event_dims
+        captured = tensors[len(tensors) - info.captured_count :]
+        ranks = (1, 1, 0, *info.ranks, *extra, *(x.ndim for x in captured))
+        names = ("y0", "times", "t0", *_names(info, () if bound is None else bound.names))
+        layout = info.layouts[shapes] = _layout([tuple(x.shape) for x in tensors], ranks, names)
+    return layout
 
 
-@lru_cache(maxsize=4096)
-def _layout(
-    shapes: tuple[tuple[int, ...], ...], ranks: tuple[int, ...], names: tuple[str, ...]
-) -> tuple[torch.Size, tuple[bool, ...], tuple[Move | None, ...]]:
-    """Batch shape, which tensors are shared, and what to expand and reshape the others to (None: as they are)."""
+_LAYOUTS = 256
+
+
+def _layout(shapes: Sequence[tuple[int, ...]], ranks: Sequence[int], names: Sequence[str]) -> RowLayout:
     lead = [torch.Size(shape[: len(shape) - r]) for shape, r in zip(shapes, ranks, strict=True)]
     batch = _broadcast(lead, names, [tuple(shape) for shape in shapes])
     moves: list[Move | None] = []
@@ -225,7 +261,8 @@ def _layout(
         event = tuple(shape[len(shape) - r :])
         as_is = not own or (own == batch and len(batch) == 1)
         moves.append(None if as_is else ((*batch, *event), (batch.numel(), *event)))
-    return batch, tuple(not own for own in lead), tuple(moves)
+    shared = tuple(not own for own in lead)
+    return RowLayout(batch, batch.numel(), shared, tuple(moves) if any(moves) else ())
 
 
 def _broadcast(shapes: Sequence[torch.Size], names: Sequence[str], full: Sequence[tuple] | None = None) -> torch.Size:
@@ -256,13 +293,17 @@ def _fits(shapes: Sequence[torch.Size]) -> bool:
 Side = tuple[Tensor, Tensor | None, bool]
 
 
-def _sides(times: Tensor, start: Tensor, seen: np.ndarray | None, t0: np.ndarray | None, given: bool) -> list[Side]:
+def _sides(times: Tensor, start: Tensor, given: bool) -> list[Side]:
     """Times sorted away from t0: one set, or two (later and earlier, clamped at t0) when t0 lies between."""
-    if seen is None or (given and t0 is None):
+    seen = peek(times)
+    if not given and seen is not None and _rise(seen):
+        return [(times, None, True)]
+    t0 = peek(start)
+    _check_finite("times", seen)
+    if given:
+        _check_finite("t0", t0)
+    if seen is None or t0 is None:
         return [(times, None, False)]
-    t0 = t0 if given else seen[..., 0]
-    if not given and seen.ndim == 1 and ((steps := seen[1:] - seen[:-1]) >= 0).all():
-        return [(times, None, True)]  # the ordinary case, in few operations
     after = seen - np.asarray(t0)[..., None]
     steps = np.diff(seen, axis=-1)
     rising, falling = (steps >= 0).all(-1), (steps <= 0).all(-1)
@@ -282,6 +323,16 @@ def _sides(times: Tensor, start: Tensor, seen: np.ndarray | None, t0: np.ndarray
         return [(times, None, True)]
     sign = np.where(later, 1.0, -1.0)
     return [_sorted(times, torch.as_tensor(sign, dtype=times.dtype, device=times.device)[..., None])]
+
+
+def _rise(times: np.ndarray) -> bool:
+    """The ordinary case in few operations: one grid that rises from a finite time to a finite time, so all are."""
+    if times.ndim > 1 or not math.isfinite(times.item(-1) - times.item(0)):
+        return False
+    if times.size > 64:
+        return bool((times[:-1] <= times[1:]).all())
+    values = times.tolist()  # few numbers are compared sooner one by one than as arrays
+    return all(map(operator.le, values, values[1:]))
 
 
 def _sorted(times: Tensor, sign: Tensor | float) -> Side:

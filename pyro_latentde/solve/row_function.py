@@ -51,6 +51,12 @@ class RowFunction(ABC):
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compute on plain tensors."""
 
+    def run_some(
+        self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """As :meth:`run`; outputs that are not wanted may be None."""
+        return self.run(rows, shared, tensors)
+
     @abstractmethod
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         """Empty tensors of the shapes and types that :meth:`run` returns."""
@@ -101,13 +107,13 @@ def _(number: int, rows: int, shared: Sequence[int], tensors: Sequence[Tensor]) 
 
 def _run(function: RowFunction, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
     # the dispatcher costs more than a small solve: take it only where something is listening
-    if torch._C._len_torch_dispatch_stack() > 0 or any(type(t) not in _PLAIN for t in tensors):
+    if torch._C._len_torch_dispatch_stack() > 0 or not _PLAIN.issuperset(map(type, tensors)):
         _TRACED[function.number] = function
         return _rows_op(function.number, rows, [int(s) for s in shared], [_plain(t) for t in tensors])
     return function.run(rows, shared, tensors)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _plain(t: Tensor) -> Tensor:
@@ -126,38 +132,38 @@ def _plainly() -> bool:
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_run(function, rows, shared, [_plain(t) for t in tensors]))
+        return tuple(_run(function, rows, shared, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         function, rows, shared, *tensors = inputs
-        ctx.function, ctx.rows, ctx.shared, ctx.count = function, rows, shared, len(tensors)
-        if len(function.differentiable) < len(output):
-            ctx.mark_non_differentiable(*(o for i, o in enumerate(output) if i not in function.differentiable))
-        kept = [*tensors, *(output[i] for i in function.saved)]
+        ctx.function, ctx.rows, ctx.shared = function, rows, shared
+        kept = (*tensors, *[output[i] for i in function.saved])
         ctx.save_for_backward(*kept)
         if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+            # without a transform PyTorch sees by itself that whole numbers have no derivative
+            ctx.mark_non_differentiable(*(o for i, o in enumerate(output) if i not in function.differentiable))
             ctx.save_for_forward(*kept)
         ctx.set_materialize_grads(len(function.differentiable) > 1)
         function.on_context(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
-        function = ctx.function
-        kept = ctx.saved_tensors
+        function, kept, needed = ctx.function, ctx.saved_tensors, ctx.needs_input_grad[3:]
         seeds = [cotangents[i] for i in function.differentiable]
         if len(seeds) == 1 and seeds[0] is None:
-            return (None,) * (3 + ctx.count)
+            return (None,) * (3 + len(needed))
         sources = [function.follows[i] for i in function.differentiable]
         seed_shared = [source is not None and ctx.shared[source] for source in sources]
-        shared = (*ctx.shared, *(False for _ in function.saved), *seed_shared)
+        shared = (*ctx.shared, *[False] * len(function.saved), *seed_shared)
         if torch.is_grad_enabled() or not _plainly():
             bars = apply(function.vjp, ctx.rows, shared, *kept, *seeds)
-        else:  # the ordinary backward pass, straight to the numbers
-            bars = function.vjp.run(ctx.rows, shared, (*kept, *seeds))
-        result: list[Tensor | None] = [None] * ctx.count
+        else:  # the ordinary backward pass, straight to the numbers, and to no more of them than asked for
+            wanted = [needed[i] for i in function.wrt]
+            bars = function.vjp.run_some(ctx.rows, shared, (*kept, *seeds), wanted)
+        result: list[Tensor | None] = [None] * len(needed)
         for i, bar in zip(function.wrt, bars, strict=True):
-            result[i] = bar if ctx.needs_input_grad[3 + i] else None
+            result[i] = bar if needed[i] else None
         return (None, None, None, *result)
 
     @staticmethod
@@ -215,7 +221,7 @@ def apply(function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: 
     if torch._C._are_functorch_transforms_active():
         return _Apply.apply(function, rows, shared, *tensors)
     dual = torch.autograd.forward_ad._current_level >= 0
-    if not dual and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return tuple(_run(function, rows, shared, [_plain(t) for t in tensors]))
+    if not dual and not (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])):
+        return tuple(_run(function, rows, shared, tensors))
     # Function.apply inspects the signature of forward at every call, which takes as long as a small solve
     return super(torch.autograd.Function, _Apply).apply(function, rows, shared, *tensors)

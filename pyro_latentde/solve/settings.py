@@ -23,7 +23,7 @@ TOLERANCES = {torch.float64: (1e-6, 1e-8), torch.float32: (1e-4, 1e-6)}
 GRADIENTS = ("discrete", "forward", "adjoint")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal keywords give the same object, so that it is its own key
 class SolveSettings:
     """The keywords of :func:`odesolve`, with defaults filled in."""
 
@@ -45,34 +45,26 @@ class SolveSettings:
         max_steps: int,
         on_failure: str,
         replay: Solution | None,
+        dtype: torch.dtype,
     ) -> "SolveSettings":
-        """Raise :class:`SolveError` for what cannot be."""
+        """Fill in the defaults; warn where the tolerance is finer than the numbers of this dtype.
+
+        Raises:
+            SolveError: For what cannot be.
+        """
         if replay is not None and not isinstance(replay, Solution):
             raise SolveError(f"replay= expects the Solution whose steps are taken again; got {type(replay).__name__}.")
-        if not isinstance(max_steps, Integral) or max_steps < 1:
-            raise SolveError(f"max_steps = {max_steps!r}; expected a whole number of at least 1.")
-        for name, value in (("rtol", rtol), ("atol", atol), ("step_size", step_size)):
-            if isinstance(value, Tensor):
-                raise SolveError(
-                    f"{name} is a tensor; expected a number: tolerances and steps are settings, not parameters."
-                )
-        settings = _checked(
-            method or (replay.method if replay is not None else "tsit5"),
-            rtol,
-            atol,
-            step_size,
-            gradient,
-            max_steps,
-            on_failure,
-            replay is not None,
-        )
-        return settings if replay is None else replace(settings, replay=replay)
-
-    def for_dtype(self, dtype: torch.dtype) -> "SolveSettings":
-        """Fill in the default tolerances; warn where the tolerance is finer than the numbers."""
-        if self.rtol is not None and self.step_size is None and self.replay is None:
-            _warn_resolution(self.rtol, dtype)
-        return _for_dtype(self, dtype) if self.replay is None else _for_dtype.__wrapped__(self, dtype)
+        replayed = replay is not None
+        method = method or (replay.method if replayed else "tsit5")
+        try:
+            settings = _checked(method, rtol, atol, step_size, gradient, max_steps, on_failure, replayed, dtype)
+        except TypeError:  # a list where a number belongs cannot be looked up, but there is a message for it
+            settings = _checked.__wrapped__(
+                method, rtol, atol, step_size, gradient, max_steps, on_failure, replayed, dtype
+            )
+        if rtol is not None and rtol < _FINEST[dtype] and step_size is None and not replayed:
+            _warn_resolution(rtol, dtype)
+        return replace(settings, replay=replay) if replayed else settings
 
     @property
     def control(self) -> dict[str, Any]:
@@ -84,9 +76,11 @@ class SolveSettings:
         return {**self.control, "method": self.method, "gradient": self.gradient, "replay": self.replay}
 
     def fused(self, keep: bool, checked: bool) -> Any:
-        return _fused_settings(
-            self.rtol, self.atol, self.max_steps, self.step_size, self.gradient == "forward", keep, checked
-        )
+        """As the fused engine needs them."""
+        from pyro_latentde.solve.fused.operator import Settings
+
+        sensitivity = "forward" if self.gradient == "forward" else "adjoint"
+        return Settings(float(self.rtol), float(self.atol), self.max_steps, self.step_size, sensitivity, keep, checked)
 
     def replay_steps(self, problem: Problem) -> Tensor | None:
         """The steps to take again, ``(rows, N)``."""
@@ -102,7 +96,7 @@ class SolveSettings:
         return steps.reshape(problem.rows, -1)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)  # True is no tolerance, although 1 is
 def _checked(
     method: str,
     rtol: float | None,
@@ -112,9 +106,16 @@ def _checked(
     max_steps: int,
     on_failure: str,
     replayed: bool,
+    dtype: torch.dtype,
 ) -> SolveSettings:
     chosen = get_method(method)
+    if not isinstance(max_steps, Integral) or max_steps < 1:
+        raise SolveError(f"max_steps = {max_steps!r}; expected a whole number of at least 1.")
     for name, value in (("rtol", rtol), ("atol", atol), ("step_size", step_size)):
+        if isinstance(value, Tensor):
+            raise SolveError(
+                f"{name} is a tensor; expected a number: tolerances and steps are settings, not parameters."
+            )
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise SolveError(f"{name} = {value!r}; expected a number.")
         if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name != "step_size"))):
@@ -130,34 +131,18 @@ def _checked(
             f"method {chosen.name!r} has no error estimate: give step_size=, or use tsit5, dopri5, bosh3, dopri8 or "
             f"heun."
         )
+    usual_rtol, usual_atol = TOLERANCES[dtype]
+    rtol, atol = usual_rtol if rtol is None else rtol, usual_atol if atol is None else atol
     return SolveSettings(chosen.name, rtol, atol, step_size, gradient, max_steps, None)
 
 
-@lru_cache(maxsize=256)
-def _for_dtype(settings: SolveSettings, dtype: torch.dtype) -> SolveSettings:
-    rtol, atol = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
-    return replace(
-        settings,
-        rtol=rtol if settings.rtol is None else settings.rtol,
-        atol=atol if settings.atol is None else settings.atol,
-    )
-
-
-@lru_cache(maxsize=256)
-def _fused_settings(
-    rtol: float, atol: float, max_steps: int, step_size: float | None, forward: bool, keep: bool, checked: bool
-) -> Any:
-    from pyro_latentde.solve.fused.operator import Settings
-
-    return Settings(float(rtol), float(atol), max_steps, step_size, "forward" if forward else "adjoint", keep, checked)
+_FINEST = {dtype: 10 * torch.finfo(dtype).eps for dtype in TOLERANCES}
 
 
 def _warn_resolution(rtol: float, dtype: torch.dtype) -> None:
-    finest = 10 * torch.finfo(dtype).eps
-    if rtol < finest:
-        hint = "use y0.double(), or " if dtype != torch.float64 else ""
-        warnings.warn(
-            f"rtol={rtol:g} is below what {dtype} resolves (about {finest:.1g}): {hint}rtol>={finest:.1g}.",
-            UserWarning,
-            stacklevel=4,
-        )
+    hint = "use y0.double(), or " if dtype != torch.float64 else ""
+    warnings.warn(
+        f"rtol={rtol:g} is below what {dtype} resolves (about {_FINEST[dtype]:.1g}): {hint}rtol>={_FINEST[dtype]:.1g}.",
+        UserWarning,
+        stacklevel=4,
+    )

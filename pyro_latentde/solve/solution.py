@@ -47,8 +47,6 @@ class Solution:
         ys: States, ``(*batch, T, D)``; for dict or named-tuple states the same structure of ``(*batch, T, *event)``.
             NaN from where a row failed.
         times: Output times in the order given, ``(T,)`` or ``(*batch, T)``, in the user's unit of time.
-        status: :class:`Status` of every row, ``(*batch,)`` int64.
-        counts: Accepted steps, rejected steps and evaluations of every row, ``(*batch, 3)`` int64; see ``stats``.
         method: Name of the method.
         rtol: Relative tolerance.
         atol: Absolute tolerance, in units of y.
@@ -65,16 +63,25 @@ class Solution:
 
     ys: Any
     times: Tensor
-    status: Tensor
-    counts: Tensor
     method: str
     rtol: float
     atol: float
     engine: str
     reason: str
     shape_of_state: Any = field(repr=False)
+    _report: Tensor = field(repr=False)
     _again: Callable[[Tensor], Any] = field(repr=False)
     _steps: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def status(self) -> Tensor:
+        """:class:`Status` of every row, ``(*batch,)`` int64."""
+        return self._report[..., 0]
+
+    @property
+    def counts(self) -> Tensor:
+        """Accepted steps, rejected steps and evaluations of every row, ``(*batch, 3)`` int64; see ``stats``."""
+        return self._report[..., 1:4]
 
     @property
     def ok(self) -> Tensor:

@@ -34,8 +34,8 @@ _store: "OrderedDict[int, HasSteps]" = OrderedDict()
 _used = 0
 
 
-def keep_steps(steps: HasSteps, rows: int, device: torch.device) -> Tensor:
-    """Store the steps of ``rows`` rows; the result holds one token per row, ``(rows,)``."""
+def keep_steps(steps: HasSteps) -> np.ndarray:
+    """Store the steps of a solve; the result holds one token per row, ``(R,)``."""
     global _used
     with _lock:
         number = next(_numbers)
@@ -44,21 +44,23 @@ def keep_steps(steps: HasSteps, rows: int, device: torch.device) -> Tensor:
         while _used > _BUDGET and len(_store) > _ALWAYS:
             _, old = _store.popitem(last=False)
             _used -= old.nbytes
-    tokens = torch.from_numpy(np.arange(number << 32, (number << 32) + rows, dtype=np.int64))
-    return tokens if device.type == "cpu" else tokens.to(device)
+    return np.arange(number << 32, (number << 32) + steps.rows, dtype=np.int64)
 
 
-def find_steps(tokens: Tensor) -> HasSteps | None:
-    """The steps of exactly these rows in this order, if they are still there."""
-    values = tokens.numpy() if tokens.device.type == "cpu" else tokens.cpu().numpy()
+def find_steps(report: Tensor) -> HasSteps | None:
+    """The steps of exactly the rows of this report, in this order, if they are still there."""
+    values = _tokens(report)
     if values.size == 0:
         return None
-    first = int(values[0])
-    with _lock:
-        steps = _store.get(first >> 32)
+    first = values.item(0)
+    steps = _store.get(first >> 32)
     if steps is None or first & 0xFFFFFFFF or steps.rows != values.size:
         return None
     return steps if values.size == 1 or bool((values[1:] - values[:-1] == 1).all()) else None
+
+
+def _tokens(report: Tensor) -> np.ndarray:
+    return report.numpy(force=True)[:, 4]
 
 
 class _Tie:
@@ -74,14 +76,14 @@ class _Tie:
             _used -= steps.nbytes if steps is not None else 0
 
 
-def tie_to(owner: Any, tokens: Tensor) -> None:
+def tie_to(owner: Any, report: Tensor) -> None:
     """Forget the steps when ``owner`` (an autograd context) is gone: no gradient can be asked for any more.
 
     Under a transform the context of this level is gone long before the gradient is asked for at another level.
     """
     transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
-    if tokens.numel() and not transformed:
-        owner.steps_tie = _Tie(int(tokens.cpu().numpy()[0]) >> 32)
+    if not transformed and report.numel():
+        owner.steps_tie = _Tie(_tokens(report).item(0) >> 32)
 
 
 def _fresh_lock() -> None:

@@ -77,7 +77,7 @@ class StateShape:
         return torch.cat([x.reshape(-1) for x in leaves])
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Parameters:
     """The user's parameters: floating tensors (and floats) are leaves with gradients, anything else is kept as it is.
 
@@ -86,14 +86,14 @@ class Parameters:
         leaves: Floating tensors, ``(*batch, *event)``.
         spec: The structure of everything.
         fixed: Everything else, by position.
-        size: Number of positions.
+        shape: What ``names`` and ``spec`` are known by, quicker to hash than they are.
     """
 
     names: tuple[str, ...]
     leaves: tuple[Tensor, ...]
     spec: TreeSpec
     fixed: tuple[tuple[int, Any], ...]
-    size: int
+    shape: Any
 
     @staticmethod
     def paths(pairs: Sequence[tuple]) -> list[str]:
@@ -118,7 +118,7 @@ class Parameters:
                 leaves.append(value)
             else:
                 fixed.append((i, value))
-        return cls(tuple(names), tuple(leaves), spec, tuple(fixed), len(pairs))
+        return cls(tuple(names), tuple(leaves), spec, tuple(fixed), (tuple(names), spec))
 
     @property
     def given(self) -> bool:
@@ -140,17 +140,16 @@ class Parameters:
 def _ordinary(params: Any) -> Parameters | None:
     """No parameters, one tensor, or a dict of tensors, flattened without walking, which takes long."""
     if params is None:
-        return Parameters((), (), _spec(None), ((0, None),), 1)
+        return Parameters((), (), _spec(None), ((0, None),), None)
     if isinstance(params, Tensor):
-        return Parameters(("p",), (params,), _spec(True), (), 1) if params.dtype.is_floating_point else None
-    if type(params) is not dict or not all(
-        isinstance(v, Tensor) and v.dtype.is_floating_point for v in params.values()
-    ):
+        return Parameters(("p",), (params,), _spec(True), (), True) if params.dtype.is_floating_point else None
+    if type(params) is not dict:
         return None
+    for name, value in params.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor) and value.dtype.is_floating_point):
+            return None
     names = tuple(params)
-    if not all(isinstance(n, str) for n in names):
-        return None
-    return Parameters(names, tuple(params.values()), _spec(names), (), len(names))
+    return Parameters(names, tuple(params.values()), _spec(names), (), names)
 
 
 @lru_cache(maxsize=1024)

@@ -38,14 +38,19 @@ class TorchRows(RowFunction):
         raise AssertionError("replaced in __init__")
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            return [t.contiguous() for t in self.compute(rows, shared, [t.detach() for t in tensors])]
+        with torch.inference_mode(False), torch.no_grad():
+            return [t.contiguous() for t in self.compute(rows, shared, [t.detach() for t in _recordable(tensors)])]
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self)
 
     def make_jvp(self) -> RowFunction:
         return jvp_of(self)
+
+
+def _recordable(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A recorded log-joint is replayed in inference mode, whose tensors no gradient can pass."""
+    return [t.clone() if t.is_inference() else t for t in tensors]
 
 
 def _differentiable(tensors: Sequence[Tensor], wrt: Sequence[int]) -> list[Tensor]:
@@ -78,7 +83,8 @@ def vjp_of(function: TorchRows) -> TorchRows:
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            tensors = _recordable(tensors)
             x = _differentiable(tensors[:n], function.wrt)
             out = function.compute(rows, shared[:n], x)
             return _grad(out, [x[i] for i in function.wrt], tensors[n:], keep)
@@ -96,7 +102,8 @@ def jvp_of(function: TorchRows) -> TorchRows:
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            tensors = _recordable(tensors)
             x = _differentiable(tensors[:n], function.wrt)
             out = function.compute(rows, shared[:n], x)
             seeds = [torch.zeros_like(o).requires_grad_() for o in out]

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_latentde.errors import DataError
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_function import RowFunction
+from pyro_latentde.solve.row_solution import empty_report, report_of
 from pyro_latentde.solve.step_store import find_steps, keep_steps, tie_to
 from pyro_latentde.solve.stepper import replay_rows, solve_rows
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
@@ -37,13 +38,11 @@ class TorchSteps:
 
 
 def solve_outputs(rows: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Empty outputs of a solve: ys, status, counts, tokens."""
+    """Empty outputs of a solve: ys and report."""
     y0, times = tensors[0], tensors[1]
     return [
         torch.empty(rows, times.shape[-1], y0.shape[-1], dtype=y0.dtype, device=y0.device),
-        torch.empty(rows, dtype=torch.int64, device=y0.device),
-        torch.empty(rows, 3, dtype=torch.int64, device=y0.device),
-        torch.empty(rows, dtype=torch.int64, device=y0.device),
+        empty_report(rows, y0.device),
     ]
 
 
@@ -66,12 +65,12 @@ def replay_function(
     method: Method,
     count: int,
 ) -> TorchRows:
-    """``ys`` as a differentiable function of (y0, times, t0, parameters; tokens) along the accepted steps.
+    """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
 
     Args:
         make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
-        find: From rows, sharing and inputs (with tokens) to step sizes ``(R, N)`` and status ``(R,)``.
-        count: Number of inputs without the tokens.
+        find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
+        count: Number of inputs without the report.
     """
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -90,10 +89,10 @@ def replay_function(
 
 
 class TorchSolve(RowFunction):
-    """Outputs as the fused solve: ys ``(R, T, D)``, status ``(R,)``, counts ``(R, 3)``, tokens ``(R,)``."""
+    """Outputs as the fused solve: ys ``(R, T, D)`` and report ``(R, 5)``."""
 
-    saved = (3,)
-    follows = (None, None, None, None)
+    saved = (1,)
+    follows = (None, None)
 
     def __init__(
         self,
@@ -120,15 +119,14 @@ class TorchSolve(RowFunction):
         if self.control["steps"] is None:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
         out = self._solve(rows, shared, [t.detach() for t in tensors])
-        counts = torch.stack([out.n_accepted, out.n_rejected, out.n_evals], dim=-1)
-        tokens = keep_steps(TorchSteps(out.steps, out.status), rows, out.ys.device)
-        return [out.ys, out.status, counts, tokens]
+        tokens = torch.from_numpy(keep_steps(TorchSteps(out.steps, out.status))).to(out.status.device)
+        return [out.ys, report_of(out, tokens)]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return solve_outputs(rows, tensors)
 
     def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
-        tie_to(ctx, outputs[3])
+        tie_to(ctx, outputs[1])
 
     def _find(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         n = 3 + self.leaves

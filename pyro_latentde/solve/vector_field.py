@@ -56,6 +56,7 @@ class FieldInfo:
     captured_count: int = 0
     batchable: bool = True
     kernels: dict[Any, Any] = field(default_factory=dict)
+    layouts: dict[Any, Any] = field(default_factory=dict)  # of its tensors as rows, by the shapes of times and t0
     keep: tuple = ()
 
     def call(self, f: Callable, t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
@@ -104,15 +105,14 @@ def examine(
         ShapeError: When the field cannot be called on one row, or its parameters can be read in several ways.
     """
     walk = walk_field(f)
-    walk.visit([value for _, value in params.fixed])
+    if params.fixed:
+        walk.visit([value for _, value in params.fixed])
     leaves = params.leaves
-    shapes = tuple((tuple(x.shape), x.dtype) for x in leaves)
-    bound_shapes = ()
-    if bound is not None:
-        bound_shapes = tuple((tuple(x.shape), d) for x, d in zip(bound.tensors, bound.event_dims, strict=True))
-    told = tuple(sorted(event_dims.items())) if event_dims else ()
-    layout = (state.events, state.names, state.spec, params.names, params.spec, shapes, bound_shapes, told)
-    key = (walk.key, layout, tuple(y0.shape[:-1]), y0.dtype, y0.device)
+    shapes = tuple([(x.shape, x.dtype) for x in leaves])
+    structure = None if state.spec is None else (state.events, state.names, state.spec)
+    bound_shapes = None if bound is None else (tuple([x.shape for x in bound.tensors]), bound.event_dims)
+    told = tuple(sorted(event_dims.items())) if event_dims else None
+    key = (walk.key, y0.shape, y0.dtype, y0.device, structure, params.shape, shapes, bound_shapes, told)
     info = _FIELDS.get(key)
     if info is not None:
         if info.captured is not None:

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from pyro_latentde.data import Series
-from pyro_latentde.errors import DataError
+from pyro_latentde.errors import DataError, ShapeError
 
 NAN = float("nan")
 
@@ -213,3 +213,70 @@ def test_table_errors_teach(kwargs, message):
 def test_constructor_checks_shapes():
     with pytest.raises(DataError, match="from_tensors takes other forms"):
         Series(times=torch.zeros(2), values=torch.zeros(2), mask=torch.ones(2, dtype=torch.bool))
+
+
+def pictures():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(5, 6, 12, generator=generator)
+    inputs = torch.rand(5, 6, 1, generator=generator)
+    return Series.from_tensors(
+        torch.arange(6.0), values, frame=(3, 4), ids=list("abcde"), inputs=inputs, covariates=torch.arange(5.0)[:, None]
+    )
+
+
+def test_frame_is_kept():
+    series = pictures()
+    parts = (series[2], series[1:3], series[torch.tensor([True, False, True, False, True])], series.batch([3, 1]))
+    assert all(part.frame == (3, 4) for part in (*parts, series.window(2, 3), series.to(torch.float64)))
+    with pytest.raises(ShapeError, match=r"\(3, 5\) has 3 x 5 = 15 values, but the series have 12"):
+        Series.from_tensors(torch.arange(6.0), series.values, frame=(3, 5))
+
+
+def test_batch_says_where_it_is_from():
+    series = pictures()
+    batch = series.batch(torch.tensor([3, 1]))
+    assert batch.index.tolist() == [3, 1] and batch.index.dtype == torch.int64 and batch.population == 5
+    assert batch.ids == ("d", "b") and torch.equal(batch.values, series.values[[3, 1]])
+    assert series.index is None and series.population is None and series[[3, 1]].index is None
+    again = batch.batch([1])
+    assert again.index.tolist() == [1] and again.population == 5  # of the first data set
+    assert batch.to(torch.float64).index.dtype == torch.int64
+    for index, message in (([], "positions"), ([0, 5], "0 to 5"), ([-1], "-1"), ([[0]], r"\(1, 1\)")):
+        with pytest.raises(DataError, match=message):
+            series.batch(index)
+    with pytest.raises(DataError, match="no series left of 5"):
+        series[torch.zeros(5, dtype=torch.bool)]
+
+
+def test_window_cuts_each_series():
+    series = pictures()
+    starts = torch.tensor([0, 3, 1, 2, 0])
+    window = series.window(starts, 3)
+    assert window.time_weight == 2.0 and window.population is None
+    for i, start in enumerate(starts.tolist()):
+        assert torch.equal(window.times[i], torch.arange(start, start + 3.0))
+        assert torch.equal(window.values[i], series.values[i, start : start + 3])
+        assert torch.equal(window.mask[i], series.mask[i, start : start + 3])
+        assert torch.equal(window.inputs[i], series.inputs[i, start : start + 3])
+    assert torch.equal(window.covariates, series.covariates)
+    same = series.window(1, 3)
+    assert torch.equal(same.values, series.window([1] * 5, 3).values)
+    assert same.window(0, 2).time_weight == 3.0
+    both = series.batch([4, 0]).window([1, 2], 2)
+    assert both.index.tolist() == [4, 0] and both.time_weight == 3.0
+
+
+def test_window_must_lie_in_the_series():
+    series = pictures()
+    with pytest.raises(DataError, match="window: 7 times from series of 6"):
+        series.window(0, 7)
+    for start in (4, -1, [0, 0, 0, 0, 4], [0, 1]):
+        with pytest.raises(DataError, match="from 0 to 3"):
+            series.window(start, 3)
+
+
+def test_window_without_observation():
+    series = Series.from_tensors([0.0, 1.0, 2.0, 3.0], [1.0, 2.0, NAN, NAN])
+    window = series.window(2, 2)
+    assert window.n_observed == 0 and not window.complete and window.values.isfinite().all()
+    assert series.window(0, 2).complete

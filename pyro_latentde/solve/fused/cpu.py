@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels on the CPU: Numba compiles the generated source, a pool of threads runs blocks of rows.
-
-Numba's own threading is not used: its OpenMP layer kills forked children, as forking MCMC chains and data
-loaders are.
-"""
+"""Kernels on the CPU: the generated source becomes machine code, a pool of threads runs blocks of rows."""
 
 import math
 import os
@@ -19,7 +15,7 @@ import numpy as np
 from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.graph import Graph, Node
-from pyro_latentde.solve.fused.kernel_cache import load_module
+from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["Bars", "CpuKernel", "Record", "Steps", "set_pool_size"]
@@ -28,35 +24,7 @@ CHUNK = 16  # rows whose shared-parameter gradients are summed together; fixed, 
 BLOCK = 64  # rows a thread takes at once, where there are enough
 SERIAL = 16  # below this many rows the pool costs more than it gives
 
-# NaN and infinity must keep their meaning (failure detection), so neither nnan nor ninf; and kernels compare with
-# infinity, since Numba's math.isfinite(x) is a comparison of x - x, which reassoc and nsz fold to 0
-HEAD = """import math
-import numpy as np
-from numba import njit
-
-options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True,
-           "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"}}
-inner = njit(no_cpython_wrapper=True, **options)
-
-
-def outer(signature):
-    return njit(signature, cache=True, **options)
-
-"""
-
-_F, _I = "f8[::1]", "i8[::1]"
-_FORWARD = (
-    f"Tuple((i8, i8))(i8, i8, i8, {_F}, i8, {_F}, i8, {_F}, i8, {_F}, {_I}, {_I}, {_F}, {_I}, {_I}, f8, f8, i8, "
-    f"i8, f8, {_F}, i8, b1, {_F}, i8, {_I}, {_F}, {_I})"
-)
-_ADJOINT = (
-    f"i8(i8, i8, i8, i8, {_F}, i8, {_F}, {_I}, {_I}, {_F}, {_I}, {_F}, {_I}, {_F}, {_F}, {_F}, {_F}, {_I}, {_I}, {_I}, "
-    f"{_F}, {_I}, {_I})"
-)
-_TANGENT = (
-    f"i8(i8, i8, i8, {_F}, i8, {_F}, {_I}, {_I}, {_F}, {_I}, {_I}, {_I}, {_F}, {_I}, {_F}, {_F}, {_F}, {_F}, "
-    f"{_F}, {_I}, {_I})"
-)
+SMALL = 60  # statements; a larger function is called, not copied to each stage: compiling would take the longer
 
 
 class _Pool:
@@ -107,7 +75,7 @@ def set_pool_size(threads: int) -> None:
         _POOL.threads, _POOL.owner = threads, 0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
@@ -126,7 +94,7 @@ class Steps:
 
     @property
     def nbytes(self) -> int:
-        return sum(records.nbytes for _, _, records in self.blocks)
+        return sum([records.nbytes for _, _, records in self.blocks])
 
     def sizes(self) -> np.ndarray:
         """Step sizes h, ``(rows, most steps)``, padded with 0."""
@@ -140,17 +108,19 @@ class Steps:
         return out
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Record:
-    """What a forward solve leaves: outputs, statuses, counts (accepted, rejected, evaluations) and, if kept, steps."""
+    """What a forward solve leaves: outputs, if kept steps, and the report, column by column.
+
+    Columns of the report ``(5, R)``: status, accepted steps, rejected steps, evaluations; the last is not filled in.
+    """
 
     ys: np.ndarray
-    status: np.ndarray
-    counts: np.ndarray
+    report: np.ndarray
     steps: Steps | None
 
 
-@dataclass
+@dataclass(slots=True)
 class Arrays:
     """Inputs as flat arrays with row strides; the parameters end to end in one buffer."""
 
@@ -208,6 +178,9 @@ class Bars(NamedTuple):
     finite: bool
 
 
+_NO_PLAN = np.zeros((1, 1))
+
+
 @dataclass
 class CpuKernel:
     """The compiled solve of one vector field by one method."""
@@ -222,28 +195,23 @@ class CpuKernel:
     def states(self) -> int:
         return len(self.outputs)
 
-    def _build(self, kind: str, signature: str, template: str) -> tuple[Callable, int]:
+    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
         with self.graph.lock:
             fields = field_source(self.graph, self.outputs, tangent=kind == "tangent")
-        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, *fields.source.split("\n\n")]
-        parts = [HEAD, *("@inner\n" + h.strip() + "\n\n" for h in _in_order(helpers))]
-        module = load_module("\n".join([*parts, f'@outer("{signature}")', template.strip(), ""]))
-        return getattr(module, kind), templates.work_size(self.method, self.states, fields.scratch)
+        source = "\n".join([templates.INSERTION_POINT, templates.FIRST_STEP, fields.source, template])
+        return load_kernel(source, kind, SMALL), templates.work_size(self.method, self.states, fields.scratch)
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        source = templates.explicit_forward(self.method, self.states, self.leaves)
-        return self._build("forward", _FORWARD, source)
+        return self._build("forward", templates.explicit_forward(self.method, self.states, self.leaves))
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        source = templates.explicit_adjoint(self.method, self.states, self.leaves)
-        return self._build("adjoint", _ADJOINT, source)
+        return self._build("adjoint", templates.explicit_adjoint(self.method, self.states, self.leaves))
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        source = templates.explicit_tangent(self.method, self.states, self.leaves)
-        return self._build("tangent", _TANGENT, source)
+        return self._build("tangent", templates.explicit_tangent(self.method, self.states, self.leaves))
 
     def _scratch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         k = max(1, self.leaves)
@@ -261,45 +229,48 @@ class CpuKernel:
     ) -> Record:
         kernel, size = self._forward
         ys = np.empty((a.rows, a.points, self.states))
-        status = np.empty(a.rows, dtype=np.int64)
-        counts = np.empty((a.rows, 3), dtype=np.int64)
+        report = np.empty((5, a.rows), dtype=np.int64)
+        status, counts = report[0], np.empty((a.rows, 3), dtype=np.int64)
         spans = np.zeros(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
-        plan = np.zeros((1, 1)) if replay is None else np.ascontiguousarray(replay)
+        plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay)
         width = self.states + 2
+        taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
             w, o, _ = self._scratch(size)
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
             while row < hi:
                 records = np.empty(((hi - row) * room if keep else 1) * width)
-                end, _ = kernel(
+                end = kernel(
                     row, hi, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, a.p,
                     a.layout.offsets,
                     a.layout.strides, ys.reshape(-1), status, counts.reshape(-1), rtol, atol, max_steps, mode,
-                    step_size or 0.0, plan.reshape(-1), plan.shape[1], keep, records, 0, spans, w, o,
+                    step_size or 0.0, plan.reshape(-1), plan.shape[1], keep, records, records.size,
+                    spans, w, o,
                 )  # fmt: skip
                 if keep:
                     blocks.append((row, end, records))
+                    taken.append(spans.item(2 * end - 1) if end > row else 0)
                 row, room = end, 2 * room
             return blocks
 
         blocks = [block for part in _POOL.map(task, a.rows) for block in part]
+        report[1:4] = counts.T
         if not keep:
-            return Record(ys, status, counts, None)
+            return Record(ys, report, None)
         if a.rows:
-            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * int(np.add.reduce(counts[:, 0])) / a.rows
-        return Record(ys, status, counts, Steps(blocks, spans, status, self.states, a))
+            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
+        return Record(ys, report, Steps(blocks, spans, status, self.states, a))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> "Bars":
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
         kernel, size = self._adjoint
         at = a.layout
         chunks = -(-a.rows // CHUNK)
-        g = np.zeros(at.size + chunks * at.shared_size)
-        bars = np.zeros(a.rows * (self.states + a.points + 1))
-        i, j = a.rows * self.states, a.rows * (self.states + a.points)
-        y0_bar, ts_bar, t0_bar = bars[:i], bars[i:j], bars[j:]
+        i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
+        bars = np.zeros(k + at.size + chunks * at.shared_size)
+        y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
         gy = np.ascontiguousarray(gy).reshape(-1)
 
         def task(lo: int, hi: int) -> None:
@@ -318,8 +289,7 @@ class CpuKernel:
         _POOL.map(task, a.rows)
         if at.shared_size:
             g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
-        g = g[: at.size + at.shared_size] if at.shared_size else g
-        finite = math.isfinite(np.add.reduce(bars) + np.add.reduce(g))
+        finite = math.isfinite(np.add.reduce(bars[: k + at.size + at.shared_size]))
         return Bars(y0_bar.reshape(a.rows, self.states), ts_bar.reshape(a.rows, a.points), t0_bar, g, finite)
 
     def tangent(
@@ -335,8 +305,7 @@ class CpuKernel:
         """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
-        # writable, as the compiled signature says; broadcast tangents are not
-        flat = [np.require(x, requirements="CW").reshape(-1) for x in (y0_dot, times_dot, t0_dot)]
+        flat = [np.ascontiguousarray(x).reshape(-1) for x in (y0_dot, times_dot, t0_dot)]
 
         def task(lo: int, hi: int) -> None:
             w, o, od = self._scratch(size)
@@ -351,8 +320,3 @@ class CpuKernel:
 
         _POOL.map(task, a.rows)
         return out
-
-
-def _in_order(helpers: list[str]) -> list[str]:
-    """``field`` before what calls it."""
-    return sorted(helpers, key=lambda h: ("def first_step" in h, "def insertion_point" not in h))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Source code of a traced vector field and its derivatives, as scalar statements over flat arrays.
 
-The three functions share their conventions with ``templates.py``: ``w`` is the work array of the thread, ``p`` holds
-every
+The three functions share their conventions with ``templates``: ``w`` is the work array of the thread, ``p`` holds every
 parameter end to end, ``o[k]`` is where parameter k of this row begins, ``ws`` is where scratch space begins in ``w``.
 """
 
@@ -145,7 +144,8 @@ def _field(outputs: Sequence[Node]) -> tuple[str, _Body]:
     body = _Body({"t": lambda: "t", "y": _state("yo")})
     body.add(outputs)
     body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(outputs)]
-    return body.function("def field(t, w, yo, ko, ws, p, o):", "return 0.0"), body
+    head = "def field(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
+    return body.function(head, "return 0.0"), body
 
 
 def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
@@ -172,7 +172,11 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
         body.lines.append(f"g[q{k} + {start} + {stride} * {place}] += {body.names[bar]}")
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
     body.add([t_bar])
-    return body.function("def field_vjp(t, w, yo, co, bo, ws, p, o, g, q):", f"return {body.names[t_bar]}"), body
+    head = (
+        "def field_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
+        "q: Ints) -> float:"
+    )
+    return body.function(head, f"return {body.names[t_bar]}"), body
 
 
 def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
@@ -185,7 +189,11 @@ def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
     body.add(dots)
     body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
-    return body.function("def field_jvp(t, td, w, yo, do, ko, ws, p, o, pd, od):", "return 0.0"), body
+    head = (
+        "def field_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
+        "pd: Floats, od: Ints) -> float:"
+    )
+    return body.function(head, "return 0.0"), body
 
 
 def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False) -> FieldSource:

@@ -1,25 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where compiled kernels live between processes: one private folder of generated modules.
+"""Where compiled kernels live between processes: one private folder of machine code.
 
-The file name is a hash of the source and of every version that shapes the machine code. Numba keeps the machine code
-beside the file. Where no folder can be written, kernels live in memory only.
+The file name is a hash of the source and of everything else that shapes the machine code. Where no folder can be
+written, kernels live in memory only.
 """
 
 import hashlib
-import importlib.util
 import os
 import shutil
-import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from functools import lru_cache
+from inspect import getsource
 from pathlib import Path
-from types import ModuleType
 
 import llvmlite
-import numba
-import numpy as np
 
-__all__ = ["cache_folder", "load_module", "remove_files"]
+from pyro_latentde.solve.fused import lower as lower_
+from pyro_latentde.solve.fused import lower_values, machine_code
+from pyro_latentde.solve.fused.lower import lower, slots
+from pyro_latentde.solve.fused.machine_code import assemble, enter, target
+
+__all__ = ["cache_folder", "load_kernel", "remove_files"]
+
+# LLVM's context is one for all threads, and so is a counter in Python's parser: two threads that parse at once may fail
+_ONE_AT_A_TIME = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread held
+    os.register_at_fork(after_in_child=lambda: globals().update(_ONE_AT_A_TIME=threading.Lock()))
+_DIGEST = hashlib.sha256().digest_size
 
 
 @lru_cache(maxsize=1)
@@ -36,25 +45,44 @@ def cache_folder() -> Path | None:
         return None
 
 
-def load_module(source: str) -> ModuleType:
-    """Import generated source, from the folder when it is already there; compiling happens in the import."""
-    versions = f"{numba.__version__} {llvmlite.__version__} {np.__version__} {sys.version_info[:2]}"
-    name = "k_" + hashlib.sha256(f"{versions}\n{source}".encode()).hexdigest()
+def load_kernel(source: str, name: str, small: int) -> Callable[..., int]:
+    """The function ``name`` of the source as machine code: from the folder when it is already there.
+
+    Args:
+        small: Functions of at most so many statements are copied to where they are called.
+    """
+    key = "k_" + hashlib.sha256("\n".join([*_versions(), str(small), source]).encode()).hexdigest()
     folder = cache_folder()
-    if folder is None:
-        module = ModuleType(name)
-        exec(compile(source.replace("cache=True", "cache=False"), f"<{name}>", "exec"), module.__dict__)
-        return module
-    path = folder / f"{name}.py"
-    if not path.exists():
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as handle:
-            handle.write(source)
-        os.replace(handle.name, path)  # atomic: another process sees the whole file or none
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: Numba's cached code refers to the module by name
-    spec.loader.exec_module(module)
-    return module
+    path = folder / f"{key}.o" if folder else None
+    with _ONE_AT_A_TIME:
+        code = _read(path) if path else None
+        if code is None:
+            code = assemble(lower(source, name, small), key)
+            if path:
+                _write(path, code)
+        return enter(code, key, slots(source, name))
+
+
+@lru_cache(maxsize=1)
+def _versions() -> tuple[str, ...]:
+    """All that shapes machine code beside the source."""
+    return (llvmlite.__version__, *target(), *(getsource(module) for module in (lower_, lower_values, machine_code)))
+
+
+def _read(path: Path) -> bytes | None:
+    """The machine code, unless it is not there or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:_DIGEST], content[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as handle:
+        handle.write(hashlib.sha256(code).digest() + code)
+    os.replace(handle.name, path)  # atomic: another process sees the whole file or none
 
 
 def remove_files() -> None:

@@ -43,10 +43,7 @@ class Settings:
 
 def _flat(t: Tensor) -> np.ndarray:
     """The values of a CPU tensor as a flat float64 array, without a copy where that is what it is."""
-    array = t.detach().numpy()
-    if array.dtype != np.float64 or not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array, dtype=np.float64)
-    return array.reshape(-1)
+    return np.ascontiguousarray(t.numpy(force=True), dtype=np.float64).reshape(-1)
 
 
 def _arrays(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> Arrays:
@@ -75,7 +72,7 @@ def _arrays_of(steps: Steps, rows: int, shared: tuple[bool, ...], tensors: Seque
 def _buffer(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> tuple[np.ndarray, Layout]:
     """Parameters end to end, and where each lies."""
     # what one row has to itself is not shared with anybody, and saves the sum over rows
-    layout = Layout.of(rows, tuple(x.numel() for x in leaves), tuple(shared) if rows != 1 else (False,) * len(leaves))
+    layout = Layout.of(rows, tuple([x.numel() for x in leaves]), tuple(shared) if rows != 1 else (False,) * len(leaves))
     parts = [_flat(x) for x in leaves]
     return (np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else _EMPTY), layout
 
@@ -84,10 +81,10 @@ _EMPTY = np.zeros(0)
 
 
 class FusedSolve(RowFunction):
-    """Outputs: ys ``(R, T, D)``, status ``(R,)``, counts ``(R, 3)``, tokens ``(R,)``."""
+    """Outputs: ys ``(R, T, D)`` and report ``(R, 5)``."""
 
-    saved = (3,)
-    follows = (None, None, None, None)
+    saved = (1,)
+    follows = (None, None)
 
     def __init__(self, kernel: CpuKernel, settings: Settings, replay: Tensor | None = None) -> None:
         super().__init__()
@@ -104,23 +101,19 @@ class FusedSolve(RowFunction):
         if not self.settings.checked:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
         record = self.record(a, self.settings.keep)
-        y0 = tensors[0]
-        tokens = (
-            torch.zeros(rows, dtype=torch.int64) if record.steps is None else keep_steps(record.steps, rows, y0.device)
-        )
-        ys = torch.from_numpy(record.ys)
-        ys = ys if y0.dtype == torch.float64 else ys.to(y0.dtype)
-        return [ys, torch.from_numpy(record.status), torch.from_numpy(record.counts), tokens]
+        record.report[4] = 0 if record.steps is None else keep_steps(record.steps)
+        ys, dtype = torch.from_numpy(record.ys), tensors[0].dtype
+        return [ys if dtype == torch.float64 else ys.to(dtype), torch.from_numpy(record.report.T)]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return solve_outputs(rows, tensors)
 
     def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
         if self.settings.keep:
-            tie_to(ctx, outputs[3])
+            tie_to(ctx, outputs[1])
 
     def steps(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Steps:
-        """The steps of the solve whose inputs and tokens these are."""
+        """The steps of the solve whose inputs and report these are."""
         steps = find_steps(tensors[-1])
         if steps is None:
             n = len(tensors) - 1
@@ -154,7 +147,7 @@ class FusedSolve(RowFunction):
 
 
 class _FusedVJP(RowFunction):
-    """Inputs: those of the solve, tokens, cotangent of ys. Outputs: cotangents of y0, times, t0 and every parameter."""
+    """Inputs: those of the solve, report, cotangent of ys. Outputs: cotangents of y0, times, t0 and every parameter."""
 
     def __init__(self, solve: FusedSolve) -> None:
         super().__init__()
@@ -164,17 +157,23 @@ class _FusedVJP(RowFunction):
         self.wrt = (*self.follows, n + 1)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        return self.run_some(rows, shared, tensors, (True,) * len(self.follows))
+
+    def run_some(
+        self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
         *inputs, gys = tensors
         steps = self.solve.steps(rows, shared[:-1], inputs)
         a = _arrays_of(steps, rows, shared[:-2], inputs[:-1])
-        gy = gys.detach().numpy().astype(np.float64, copy=False)
+        gy = np.ascontiguousarray(gys.numpy(force=True), dtype=np.float64)
         if self.solve.settings.sensitivity == "forward":
             bars = _contract_sensitivities(self.solve.kernel, a, steps, gy)
         else:
             bars = self.solve.kernel.adjoint(a, steps, gy)
         if not bars.finite:
             bars = _without_bad_rows(self.solve.kernel, a, steps, gy, bars)
-        return _gradients(rows, shared, inputs[:-1], a, bars)
+        sizes = zip(inputs[:-1], wanted, strict=True)
+        return [_gradient(rows, shared, k, x, a, bars) if asked else None for k, (x, asked) in enumerate(sizes)]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors[:-2]]
@@ -187,7 +186,7 @@ class _FusedVJP(RowFunction):
 
 
 class _FusedJVP(RowFunction):
-    """Inputs: those of the solve, tokens, tangents of y0, times, t0 and every parameter. Output: tangent of ys."""
+    """Inputs: those of the solve, report, tangents of y0, times, t0 and every parameter. Output: tangent of ys."""
 
     def __init__(self, solve: FusedSolve) -> None:
         super().__init__()
@@ -300,12 +299,12 @@ def _row_steps(steps: Steps, r: int) -> Steps:
     return Steps([(0, 1, records)], steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1], steps.states, steps.inputs)
 
 
-def _gradients(rows: int, shared: tuple[bool, ...], inputs: Sequence[Tensor], a: Arrays, bars: Bars) -> list[Tensor]:
-    """Cut the gradient buffer into tensors shaped like the inputs."""
-    pieces = [b.sum(0) if one and rows != 1 else b for b, one in zip(bars[:3], shared[:3], strict=True)]
-    pieces += [bars[3][place : place + length] for _, length, _, place in zip(*a.layout.columns, strict=True)]
-    out = []
-    for piece, tensor in zip(pieces, inputs, strict=True):
-        bar = torch.from_numpy(np.asarray(piece).reshape(tensor.shape))
-        out.append(bar if tensor.dtype == torch.float64 else bar.to(tensor.dtype))
-    return out
+def _gradient(rows: int, shared: tuple[bool, ...], k: int, tensor: Tensor, a: Arrays, bars: Bars) -> Tensor:
+    """Cut the gradient of input k, which is ``tensor``, out of the buffer."""
+    if k < 3:
+        piece = np.asarray(bars[k].sum(0)) if shared[k] and rows != 1 else bars[k]
+    else:
+        _, lengths, _, places = a.layout.columns
+        piece = bars.p[places[k - 3] : places[k - 3] + lengths[k - 3]]
+    bar = torch.from_numpy(piece.reshape(tensor.shape))
+    return bar if tensor.dtype == torch.float64 else bar.to(tensor.dtype)

@@ -148,7 +148,7 @@ OPS: dict[str, ScalarOp] = {
     ),
     "abs": _unary("abs({0})", abs, lambda g, x, f: g.apply("sign", x)),
     "sign": ScalarOp("((1.0 if {0} > 0.0 else 0.0) - (1.0 if {0} < 0.0 else 0.0))", None, _flat),
-    # NumPy's, not math's, which give integers in Numba and so lose infinity and NaN
+    # NumPy's, not math's, which give integers and so lose infinity and NaN
     "floor": ScalarOp("np.floor({0})", lambda a: float(math.floor(a)), _flat),
     "ceil": ScalarOp("np.ceil({0})", lambda a: float(math.ceil(a)), _flat),
     "round": ScalarOp("np.rint({0})", lambda a: float(round(a)), _flat),

@@ -20,8 +20,9 @@ def explicit_adjoint(method: Method, d: int, leaves: int) -> str:
 def _walk_back(at: WorkLayout, d: int, leaves: int) -> str:
     """From the last recorded step of a row to its first, each with the outputs that lie in it."""
     return f"""
-def adjoint(lo, hi, chunk, T, ts, tss, p, po, ps, gy, status, buf, spans, y0_bar, ts_bar, t0_bar,
-            g, go, gs, gc, w, o, q):
+def adjoint(lo: int, hi: int, chunk: int, T: int, ts: Floats, tss: int, p: Floats, po: Ints, ps: Ints, gy: Floats,
+            status: Ints, buf: Floats, spans: Ints, y0_bar: Floats, ts_bar: Floats, t0_bar: Floats, g: Floats,
+            go: Ints, gs: Ints, gc: Ints, w: Floats, o: Ints, q: Ints) -> int:
     for r in range(lo, hi):
         for k in range({leaves}):
             o[k] = po[k] + r * ps[k]

@@ -25,8 +25,11 @@ def explicit_forward(method: Method, d: int, leaves: int) -> str:
 def _start_of_row(at: WorkLayout, d: int, leaves: int) -> str:
     """The state and its slope at t0; outputs there."""
     return f"""
-def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts, rtol, atol, max_steps,
-            mode, step, hs, hss, keep, buf, pos, spans, w, o):
+def forward(lo: int, hi: int, T: int, y0: Floats, y0s: int, ts: Floats, tss: int, t0: Floats, t0s: int, p: Floats,
+            po: Ints, ps: Ints, ys: Floats, status: Ints, counts: Ints, rtol: float, atol: float, max_steps: int,
+            mode: int, step: float, hs: Floats, hss: int, keep: bool, buf: Floats, room: int, spans: Ints, w: Floats,
+            o: Ints) -> int:
+    pos = 0
     for r in range(lo, hi):
         for k in range({leaves}):
             o[k] = po[k] + r * ps[k]
@@ -36,7 +39,6 @@ def forward(lo, hi, T, y0, y0s, ts, tss, t0, t0s, p, po, ps, ys, status, counts,
         t_end = ts[tt + T - 1]
         span = t_end - t
         sign = 1.0 if span >= 0.0 else -1.0
-        row_pos = pos
         spans[2 * r] = pos
         accepted = 0
         rejected = 0
@@ -67,7 +69,7 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
         rounding = 0.0
         h = 0.0
         if mode == 1:
-            planned = int(math.ceil(abs(span) / step * (1.0 - 1e-12)))
+            planned = int(np.ceil(abs(span) / step * (1.0 - 1e-12)))
             h = span / max(1, planned)
         elif mode == 2:
             offset = 0.0
@@ -81,8 +83,8 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
         {indent(_first_step(method, at, d, k), 2)}
         last = planned == 0 if mode == 2 else span == 0.0
         if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
-            if (pos + 1) * {d + 2} > buf.size:
-                return r, row_pos
+            if (pos + 1) * {d + 2} > room:
+                return r
             buf[pos * {d + 2}] = t
             buf[pos * {d + 2} + 1] = 0.0
             for i in range({d}):
@@ -163,8 +165,8 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
     k = method.error_order or 1
     again = (len(method.c) - 1) * d if method.fsal else 0  # where the next first slope is
     return f"""            if keep:
-                if (pos + 1) * {d + 2} > buf.size:
-                    return r, row_pos
+                if (pos + 1) * {d + 2} > room:
+                    return r
                 at_record = pos * {d + 2}
                 buf[at_record] = t
                 buf[at_record + 1] = h
@@ -217,7 +219,7 @@ def _end_of_row(d: int) -> str:
         counts[3 * r + 1] = rejected
         counts[3 * r + 2] = evals
         spans[2 * r + 1] = pos
-    return hi, pos
+    return hi
 """
 
 
@@ -258,7 +260,8 @@ def _first_step(method: Method, at: WorkLayout, d: int, k: int) -> str:
 
 
 FIRST_STEP = """
-def first_step(t, span, sign, rtol, atol, power, d, w, y, y1, k, k1, ws, p, o):
+def first_step(t: float, span: float, sign: float, rtol: float, atol: float, power: float, d: int, w: Floats, y: int,
+               y1: int, k: int, k1: int, ws: int, p: Floats, o: Ints) -> float:
     d0 = 0.0
     d1 = 0.0
     for i in range(d):
@@ -283,11 +286,11 @@ def first_step(t, span, sign, rtol, atol, power, d, w, y, y1, k, k1, ws, p, o):
 """
 
 INSERTION_POINT = """
-def insertion_point(p, start, stride, size, right, value):
+def insertion_point(p: Floats, start: int, stride: int, size: int, right: bool, value: float) -> int:
     lo = 0
     hi = size
     while lo < hi:
-        mid = (lo + hi) // 2
+        mid = (lo + hi) >> 1
         knot = p[start + stride * mid]
         if knot < value or (right and knot == value):
             lo = mid + 1

@@ -22,7 +22,9 @@ def explicit_tangent(method: Method, d: int, leaves: int) -> str:
         )
     weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
     return f"""
-def tangent(lo, hi, T, ts, tss, p, po, ps, pd, pdo, pds, status, buf, spans, y0_dot, ts_dot, t0_dot, ys_dot, w, o, od):
+def tangent(lo: int, hi: int, T: int, ts: Floats, tss: int, p: Floats, po: Ints, ps: Ints, pd: Floats, pdo: Ints,
+            pds: Ints, status: Ints, buf: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats, t0_dot: Floats,
+            ys_dot: Floats, w: Floats, o: Ints, od: Ints) -> int:
     for r in range(lo, hi):
         for k in range({leaves}):
             o[k] = po[k] + r * ps[k]

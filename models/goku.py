@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GOKU-nets: a known differential equation with unknown parameters behind pictures or other raw observations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.guides.series_guide import SeriesGuide
+from pyro_latentde.models.guide_parts import shared_guide
+from pyro_latentde.models.latents import Latent, Prior
+from pyro_latentde.models.series_model import SeriesModel
+from pyro_latentde.models.shooting import Shooting
+from pyro_latentde.models.unknown import Hybrid
+from pyro_latentde.nn import RecurrentEncoder, ResidualMLP
+
+__all__ = ["GOKU", "Guide", "Model"]
+
+
+class Model(SeriesModel):
+    r"""The generative side: :math:`z_0 \sim p(z_0),\ \theta \sim p(\theta),\ \dot z = f(t, z, \theta)`, a decoder.
+
+    Args:
+        field: the known vector field f(t, z, p) of one row; p holds theta's entries and the shared parameters by name.
+        z0: prior of the start: a distribution of event shape (S,), scalar ones by name, or a :class:`.Latent`.
+        theta: prior of the parameters of each series, in physical units: scalar distributions by name, a function of
+            the shared sites that returns them (a population), or a :class:`.Latent` with a code and a head.
+        decoder: network (..., S) -> (..., K).
+        likelihood: outputs (..., T, K) -> distribution of the values (..., T, D).
+        unknown: network (S,) -> (len(into),) for what f does not know; None for nothing.
+        into: the equations that the unknown part adds to; all by default.
+        unknown_scale: scale of the shrinkage prior of the unknown part, in units of dz/dt.
+        shared: priors of parameters that all series share, by name.
+        states: names of the states.
+        shooting: multiple shooting.
+        settings: of the solve, as for :func:`~pyro_latentde.odesolve`.
+
+    References:
+        Linial, Ravid, Krishnan and Gat, "Generative ODE modeling with known unknowns", CHIL 2021, arXiv:2003.10775.
+    """
+
+    def __init__(
+        self,
+        field: Callable,
+        z0: Prior | Latent,
+        theta: Prior | Latent | None,
+        decoder: nn.Module,
+        likelihood: Callable[[Tensor], dist.Distribution],
+        *,
+        unknown: nn.Module | None = None,
+        into: Sequence[int] | None = None,
+        unknown_scale: float = 1.0,
+        shared: Mapping[str, dist.Distribution] | None = None,
+        states: Sequence[str] | None = None,
+        shooting: Shooting | None = None,
+        **settings: Any,
+    ) -> None:
+        z0 = z0 if isinstance(z0, Latent) else Latent(z0)
+        theta = theta if theta is None or isinstance(theta, Latent) else Latent(theta)
+        super().__init__(
+            field if unknown is None else Hybrid(field, unknown, into, scale=unknown_scale),
+            z0,
+            decoder,
+            likelihood,
+            theta=theta,
+            shared=shared,
+            states=states,
+            shooting=shooting,
+            **settings,
+        )
+
+
+class Guide(SeriesGuide):
+    """The amortized side: a frame network, a backward recurrent encoder for z0, a bidirectional one for theta.
+
+    Args:
+        model: the model, for its sites.
+        values: number D of values (pixels) at each time.
+        frames: network (..., D) -> (..., F) of one frame; by default the published residual network with F = 32.
+        encoders: a series encoder for all sites or one per site; by default recurrent networks of two layers.
+        hidden: width of the default encoders.
+        head: ``"normal"``, ``"full_rank"`` or ``"flow"``.
+        structured: whether theta's posterior depends on the draw of z0.
+        time_scale: unit of time for the default encoders.
+        covariates: number of the series' covariates.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        values: int,
+        *,
+        frames: nn.Module | None = None,
+        encoders: nn.Module | Mapping[str, nn.Module] | None = None,
+        hidden: int = 16,
+        head: str = "full_rank",
+        structured: bool = True,
+        time_scale: float = 1.0,
+        covariates: int = 0,
+    ) -> None:
+        frames = ResidualMLP(values, 32, output="relu") if frames is None else frames
+        priors = model.local_priors()
+        if encoders is None:
+            size, options = frames.out_features, {"layers": 2, "time_scale": time_scale}
+            encoders = {
+                name: RecurrentEncoder(size, hidden, cell="lstm", bidirectional=True, **options)
+                if name.startswith("theta")
+                else RecurrentEncoder(size, hidden, cell="gru", **options)
+                for name in priors
+            }
+        super().__init__(
+            priors,
+            encoders,
+            frames=frames,
+            head=head,
+            structured=structured,
+            shared=shared_guide(model),
+            stations={} if model.shooting is None else {"shots": model.shooting.stations},
+            covariates=covariates,
+        )
+
+
+class GOKU(nn.Module):
+    """A GOKU-net: ``model`` and ``guide`` with sensible defaults, to be fitted by ``infer.fit_svi``.
+
+    Args:
+        field: the known vector field f(t, z, p).
+        z0: prior of the start.
+        theta: prior of the parameters of each series.
+        values: number D of values (pixels) at each time.
+        decoder: network (..., S) -> (..., D); by default the published residual network with a sigmoid, for pixels.
+        likelihood: by default normal with one learned sd.
+        guide: keywords of :class:`Guide`.
+        options: further keywords of :class:`Model`: ``unknown=``, ``shared=``, ``shooting=``, solver settings.
+
+    Example:
+        >>> import torch, pyro.distributions as dist, pyro_latentde as lde
+        >>> def pendulum(t, z, p):
+        ...     return torch.stack([z[1], -10.0 / p["length"] * z[0].sin()])
+        >>> start = dist.Normal(torch.zeros(2), 0.5).to_event(1)
+        >>> goku = GOKU(pendulum, start, {"length": dist.Uniform(1.0, 2.0)}, values=16)
+        >>> videos = lde.Series.from_tensors(torch.linspace(0, 1, 5), torch.rand(8, 5, 16))
+        >>> fit = lde.infer.fit_svi(goku.model, goku.guide, videos, num_steps=2, batch_size=4, progress=False)
+        >>> len(fit.losses)
+        2
+    """
+
+    def __init__(
+        self,
+        field: Callable,
+        z0: Prior | Latent,
+        theta: Prior | Latent | None,
+        *,
+        values: int,
+        decoder: nn.Module | None = None,
+        likelihood: Callable[[Tensor], dist.Distribution] | None = None,
+        guide: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        z0 = z0 if isinstance(z0, Latent) else Latent(z0)
+        likelihood = Gaussian(sd="learned") if likelihood is None else likelihood
+        if decoder is None:
+            decoder = ResidualMLP(state_size(z0), values, output="sigmoid")
+        self.model = Model(field, z0, theta, decoder, likelihood, **options)
+        self.guide = Guide(self.model, values, **dict(guide or {}))
+
+
+def state_size(z0: Latent) -> int:
+    """S, asked of the prior or of the head."""
+    with torch.no_grad():
+        prior = z0.prior({})
+        return prior.event_shape[0] if z0.head is None else z0.head(prior.sample()).shape[-1]

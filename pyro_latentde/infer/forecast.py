@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Using an amortized pair of model and guide: latent sites of new series, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_latentde.data.series import Series
+from pyro_latentde.errors import DataError, LatentDEError, ShapeError
+from pyro_latentde.posterior import scores
+from pyro_latentde.posterior.model_sites import kind_of, seeded
+from pyro_latentde.posterior.runner import memory_bytes
+
+__all__ = ["Forecast", "draw_encoding", "draw_forecast", "draw_prior", "times_ahead"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Forecast:
+    """Draws of trajectories and observations of N series at T' times.
+
+    Args:
+        times: (N, T'), in the series' unit.
+        latents: draws of the latent sites, name -> (S, N, ...).
+        z: draws of the trajectory, (S, N, T', states); None if the model has no ODE site.
+        means: expected values of the observations in each draw, (S, N, T', D): without observation noise.
+        values: draws of the observations, noise included, (S, N, T', D); None where not asked for.
+    """
+
+    times: Tensor
+    latents: dict[str, Tensor]
+    z: Tensor | None
+    means: Tensor
+    values: Tensor | None
+
+    def __repr__(self) -> str:
+        draws, n, times, size = self.means.shape
+        return f"Forecast({draws} draws, {n} series, {times} times, {size} values)"
+
+    @property
+    def mean(self) -> Tensor:
+        """Predictive mean, (N, T', D)."""
+        return self.means.mean(0)
+
+    def band(self, probability: float = 0.9, noise: bool = True) -> tuple[Tensor, Tensor]:
+        """Ends of central intervals, each (N, T', D), of observations or (noise=False) of their means."""
+        draws = self.values if noise and self.values is not None else self.means
+        tail = 0.5 * (1.0 - probability)
+        return draws.quantile(tail, dim=0), draws.quantile(1.0 - tail, dim=0)
+
+    def scores(self, truth: Series | Tensor, probability: float = 0.9) -> dict[str, float]:
+        """``l1`` and ``rmse`` of the predictive mean, ``crps`` and ``coverage`` of the draws of observations.
+
+        Args:
+            truth: the series that came true at the same times, or its values (N, T', D).
+            probability: of the intervals that ``coverage`` counts.
+
+        Raises:
+            ShapeError: the truth is of another shape.
+        """
+        mask = truth.mask if isinstance(truth, Series) else None
+        values = truth.values if isinstance(truth, Series) else truth
+        if values is None or values.shape != self.means.shape[1:]:
+            got = None if values is None else tuple(values.shape)
+            raise ShapeError(f"truth has shape {got}, the forecast {tuple(self.means.shape[1:])}")
+        draws = self.means if self.values is None else self.values
+        result = {"l1": scores.l1(self.means, values, mask), "rmse": scores.rmse(self.means, values, mask)}
+        if draws.shape[0] > 1:
+            result["crps"] = scores.crps(draws, values, mask)
+            result["coverage"] = scores.coverage(draws, values, mask, probability)
+        return result
+
+
+def draw_latents_of(guide: Callable, series: Series, num_samples: int, seed: int) -> dict[str, Tensor]:
+    """Draws of the latent sites from the guide, name -> (S, ...)."""
+    with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
+        traces = [poutine.trace(guide).get_trace(series) for _ in range(num_samples)]
+    # auxiliary sites are the unconstrained numbers behind another site
+    names = [
+        name
+        for name, node in traces[0].nodes.items()
+        if kind_of(node) == "latent" and not node["infer"].get("is_auxiliary")
+    ]
+    return {name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names}
+
+
+def draw_encoding(model: Callable, guide: Callable, series: Series, num_samples: int, seed: int) -> dict[str, Tensor]:
+    """Draws of the latent sites, and of what the model computes of them under a name, name -> (S, ...)."""
+    latents = draw_latents_of(guide, series, num_samples, seed)
+    named: dict[str, list[Tensor]] = {}
+    with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
+        for i in range(num_samples):
+            conditioned = poutine.condition(model, data={name: value[i] for name, value in latents.items()})
+            # at the first time alone, where the solve has nothing to do
+            trace = poutine.trace(conditioned).get_trace(series, times=series.times[:, :1])
+            for name, node in trace.nodes.items():
+                if kind_of(node) == "deterministic":
+                    named.setdefault(name, []).append(node["value"])
+    return latents | {name: torch.stack(values) for name, values in named.items()}
+
+
+def draw_forecast(
+    model: Callable,
+    guide: Callable,
+    series: Series,
+    times: Tensor,
+    *,
+    num_samples: int,
+    noise: bool,
+    do: Mapping[str, Any] | None,
+    seed: int,
+    memory: str | int,
+) -> Forecast:
+    """Latent sites from the guide, then the model at other times; see ``Fit.forecast``."""
+    latents = draw_latents_of(guide, series, num_samples, seed)
+    if do:
+        model = poutine.do(model, data={name: _as_tensor(value, series) for name, value in do.items()})
+    draws = [{name: value[i] for name, value in latents.items()} for i in range(num_samples)]
+    with seeded(seed + 1):
+        return _run(model, series, times, draws, latents, noise, memory)
+
+
+def draw_prior(
+    model: Callable, series: Series, *, num_samples: int, noise: bool, seed: int, memory: str | int
+) -> Forecast:
+    """The model at the times of a series without values: nothing is conditioned on."""
+    with seeded(seed):
+        return _run(model, series, series.times, [{}] * num_samples, {}, noise, memory)
+
+
+def _run(
+    model: Callable,
+    series: Series,
+    times: Tensor,
+    draws: list[dict[str, Tensor]],
+    latents: dict[str, Tensor],
+    noise: bool,
+    memory: str | int,
+) -> Forecast:
+    parts: dict[str, list[Tensor]] = {"z": [], "mean": [], "value": []}
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for i, draw in enumerate(draws):
+            conditioned = poutine.condition(poutine.uncondition(model), data=draw)
+            trace = poutine.trace(conditioned).get_trace(series, times=times)
+            site = _observed(trace)
+            parts["mean"].append(site["fn"].mean)
+            if noise:
+                parts["value"].append(site["value"])
+            parts["z"] += [node["value"] for node in trace.nodes.values() if kind_of(node) == "ode"][:1]
+            if i == 0:
+                _check_memory(parts, len(draws), memory)
+    z, means, values = (torch.stack(part) if part else None for part in parts.values())
+    return Forecast(times.expand(len(series), -1), latents, z, means, values)
+
+
+def _observed(trace: poutine.Trace) -> dict[str, Any]:
+    """The site of the observations: the one drawn by ``lde.observe``."""
+    sites = [node for node in trace.nodes.values() if "lde_observe" in (node.get("infer") or {})]
+    if len(sites) != 1:
+        raise LatentDEError(
+            f"a forecast needs one lde.observe site in the model, found {len(sites)}; use fit.posterior(...).predict "
+            "for models of another form."
+        )
+    return sites[0]
+
+
+def _check_memory(parts: dict[str, list[Tensor]], num_samples: int, memory: str | int) -> None:
+    need = num_samples * sum(x.numel() * x.element_size() for part in parts.values() for x in part)
+    if need > memory_bytes(memory):
+        raise LatentDEError(
+            f"{num_samples} draws take {need / 1e9:.1f} GB, more than memory={memory!r}: take fewer draws "
+            "(num_samples=), fewer series at once (series[:50]), noise=False, or a larger memory=."
+        )
+
+
+def times_ahead(series: Series, horizon: int | Tensor | Any) -> Tensor:
+    """Times of a forecast: given ones, or so many more at the last gap of each series.
+
+    Raises:
+        DataError: a whole number of steps for a series of one time.
+    """
+    if not isinstance(horizon, int):
+        return torch.as_tensor(horizon, dtype=series.times.dtype, device=series.times.device)
+    # ragged series repeat their last time, so the last gap is the last that is not zero
+    gaps = series.times.diff(dim=-1)
+    if horizon < 1 or gaps.shape[-1] == 0 or bool((gaps.amax(-1) == 0).any()):
+        raise DataError(
+            f"horizon = {horizon} steps after series of {series.times.shape[-1]} times: the step is not known; give "
+            "the times themselves, forecast(series, torch.tensor([...]))."
+        )
+    last = (gaps > 0).to(torch.int64).cumsum(-1).argmax(-1, keepdim=True)
+    steps = torch.arange(1, horizon + 1, dtype=gaps.dtype, device=gaps.device)
+    return series.times[:, -1:] + gaps.gather(-1, last) * steps
+
+
+def _as_tensor(value: Any, series: Series) -> Any:
+    return torch.as_tensor(value, dtype=series.times.dtype, device=series.times.device)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out series while training: their ELBO, the best parameters, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_latentde.data.series import Series
+from pyro_latentde.infer.svi_modules import evaluating, fixed_tensors
+from pyro_latentde.infer.svi_steps import Stepper
+from pyro_latentde.posterior.model_sites import seeded
+
+__all__ = ["HeldOut"]
+
+
+class HeldOut:
+    """ELBO of series that are not trained on, at the KL's full weight and always with the same random numbers.
+
+    Args:
+        series: the held-out series.
+        stepper: model, guide and their parameters.
+        modules: model and guide as the user gave them.
+        seed: of every evaluation; the random stream of the training goes on undisturbed.
+        batch_size: series at once; None is all.
+        patience: evaluations without a better one that end the run; None never does.
+    """
+
+    def __init__(
+        self, series: Series, stepper: Stepper, modules: tuple, seed: int, batch_size: int | None, patience: int | None
+    ) -> None:
+        self.series, self.stepper, self.modules = series, stepper, modules
+        self.seed, self.patience = seed, patience
+        self.chunk = min(batch_size or len(series), len(series))
+        self.steps: list[int] = []
+        self.elbos: list[float] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_step, self.best_elbo = -1, -math.inf
+
+    def evaluate(self, step: int) -> float:
+        """ELBO in nats, of all held-out series together; it is kept, and the parameters too if it is the best."""
+        elbo = self._elbo()
+        self.steps.append(step)
+        self.elbos.append(elbo)
+        if elbo > self.best_elbo:
+            self.best_elbo, self.best_step = elbo, step
+            self.best = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        return elbo
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many evaluations as `patience` have brought nothing better."""
+        return self.patience is not None and sum(step > self.best_step for step in self.steps) >= self.patience
+
+    def restore_best(self) -> None:
+        """Put the best parameters back."""
+        with torch.no_grad():
+            tensors = self._tensors()
+            for name, value in self.best.items():
+                tensors[name].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs, as tensors and plain types."""
+        return {"steps": self.steps, "elbos": self.elbos, "best": self.best, "best_step": self.best_step}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.steps, self.elbos = list(state["steps"]), list(state["elbos"])
+        self.best, self.best_step = dict(state["best"]), state["best_step"]
+        self.best_elbo = self.elbos[self.steps.index(self.best_step)] if self.best else -math.inf
+
+    def _elbo(self) -> float:
+        stepper, devices = self.stepper, self.stepper.devices
+        n, total = len(self.series), torch.zeros((), dtype=torch.float64)
+        weight, stepper.kl_weight.weight = stepper.kl_weight.weight, 1.0
+        with evaluating(*self.modules), seeded(self.seed), devices.autocast():
+            for number, start in enumerate(range(0, n, self.chunk)):
+                if number % devices.world != devices.rank:
+                    continue
+                rows = torch.arange(start, min(start + self.chunk, n))
+                chunk = self.series if len(rows) == n else self.series.batch(rows)
+                torch.manual_seed(self.seed + number)  # the same numbers, whichever device takes the chunk
+                loss = stepper.parts.elbo.loss(stepper.model, stepper.guide, chunk, *stepper.args[1:], **stepper.kwargs)
+                total -= float(loss) * len(rows) / n
+        stepper.kl_weight.weight = weight
+        total = total.to(next(iter(stepper.params.values())).device) if devices.world > 1 else total
+        return float(devices.average(total)) * devices.world
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self.stepper.params, **fixed_tensors(*self.modules)}

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks in plain PyTorch: of frames and of series."""
+
+from pyro_latentde.nn.attention import AttentionEncoder
+from pyro_latentde.nn.conv import ConvDecoder, ConvEncoder
+from pyro_latentde.nn.frames import FrameWise
+from pyro_latentde.nn.gru_d import GRUDEncoder
+from pyro_latentde.nn.mlp import MLP, ResidualMLP
+from pyro_latentde.nn.ode_rnn import ODERNNEncoder
+from pyro_latentde.nn.recurrent import RecurrentEncoder
+
+__all__ = [
+    "MLP",
+    "AttentionEncoder",
+    "ConvDecoder",
+    "ConvEncoder",
+    "FrameWise",
+    "GRUDEncoder",
+    "ODERNNEncoder",
+    "RecurrentEncoder",
+    "ResidualMLP",
+]

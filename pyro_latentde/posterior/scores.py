@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How good predictive draws are: errors of their mean, CRPS, and the coverage of their intervals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_latentde.errors import ShapeError
+
+__all__ = ["coverage", "crps", "l1", "rmse"]
+
+
+def l1(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    """Mean absolute error of the mean of the draws.
+
+    Args:
+        draws: (S, ...), in the unit of the truth.
+        truth: (...).
+        mask: (...), bool, False where there is nothing to compare.
+
+    Example:
+        >>> import torch
+        >>> l1(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([1.0, 4.0]))
+        1.0
+    """
+    _check(draws, truth)
+    return _mean((draws.mean(0) - truth).abs(), mask)
+
+
+def rmse(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    """Root mean square error of the mean of the draws; arguments as in :func:`l1`."""
+    _check(draws, truth)
+    return _mean((draws.mean(0) - truth).square(), mask) ** 0.5
+
+
+def crps(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    r"""Mean continuous ranked probability score
+
+    .. math:: \mathrm{CRPS}(F, y) = E|X - y| - \tfrac12 E|X - X'|
+
+    by its unbiased estimate from the draws, in the unit of the truth; smaller is better, and for one sure draw it is
+    the absolute error.
+
+    Args:
+        draws: (S, ...), S at least 2.
+        truth: (...).
+        mask: (...), bool, False where there is nothing to compare.
+
+    References:
+        Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA 102, 2007.
+
+    Example:
+        >>> import torch
+        >>> crps(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0]))
+        0.0
+    """
+    _check(draws, truth, at_least=2)
+    num = draws.shape[0]
+    # sum over pairs |x_i - x_j| = 2 sum_i (2 i - S + 1) x_(i), i from 0, of the sorted draws
+    weights = 2.0 * torch.arange(num, dtype=draws.dtype, device=draws.device) - (num - 1)
+    pairs = torch.tensordot(weights, draws.sort(0).values, 1) * 2.0 / (num * (num - 1))
+    return _mean((draws - truth).abs().mean(0) - 0.5 * pairs, mask)
+
+
+def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probability: float = 0.9) -> float:
+    """Share of the truth that lies in central intervals of the draws; for honest ones, their probability.
+
+    Args:
+        draws: (S, ...).
+        truth: (...).
+        mask: (...), bool, False where there is nothing to compare.
+        probability: of the central interval.
+
+    Example:
+        >>> import torch
+        >>> coverage(torch.linspace(0, 1, 101)[:, None], torch.tensor([0.01, 0.5, 0.97, 0.3]))
+        0.5
+    """
+    _check(draws, truth)
+    if not 0 < probability < 1:
+        raise ValueError(f"probability = {probability}; expected a number between 0 and 1, such as .9")
+    tail = 0.5 * (1.0 - probability)
+    low, high = draws.quantile(tail, dim=0), draws.quantile(1.0 - tail, dim=0)
+    return _mean(((truth >= low) & (truth <= high)).to(draws.dtype), mask)
+
+
+def _check(draws: Tensor, truth: Tensor, at_least: int = 1) -> None:
+    if draws.dim() == 0 or draws.shape[0] < at_least:
+        raise ShapeError(f"draws have shape {tuple(draws.shape)}; expected at least {at_least} of them, (S, ...)")
+    try:
+        torch.broadcast_shapes(draws.shape[1:], truth.shape)
+    except RuntimeError:
+        raise ShapeError(
+            f"draws {tuple(draws.shape)} and truth {tuple(truth.shape)} do not fit; expected (S, ...) and (...)"
+        ) from None
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> float:
+    if mask is None:
+        return float(values.mean())
+    return float(values[mask.expand_as(values)].mean())

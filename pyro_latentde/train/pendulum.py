@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pendulum videos: GOKU-nets with known, incomplete and unknown physics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.infer import schedules
+from pyro_latentde.models import GOKU, LatentODE
+from pyro_latentde.models.systems import pendulum_pixels as pendulum
+from pyro_latentde.nn import MLP, RecurrentEncoder, ResidualMLP
+from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
+
+__all__ = ["RECIPES"]
+
+PIXELS, OBSERVED = 784, 50
+FRICTION = 0.7  # kg/s, unknown to the models
+PIXEL_SD = 0.1  # how far a drawn pixel may be off; the frames have no noise of their own
+
+
+def _config(train: int, heldout: int, test: int, steps: int) -> Config:
+    # Windows grow: one frame teaches the decoder what a state looks like, long ones the physics.
+    window = schedules.progressive(4, OBSERVED, steps // 2)
+    rate = schedules.warmup(100, schedules.cosine(1e-3, 1e-5, steps))
+    return Config(train, heldout, test, steps, 64, window, rate)
+
+
+QUICK, FULL = _config(450, 45, 50, 2500), _config(405, 45, 50, 12_000)
+
+
+def _data(friction: float) -> Callable[[Config, int], Split]:
+    def make(config: Config, seed: int) -> Split:
+        drawn = pendulum.simulate(config.train + config.heldout + config.test, seed=1000 + seed, friction=friction)
+        a, b = config.train, config.train + config.heldout
+        parts = (drawn.series[:a], drawn.series[a:b].window(0, OBSERVED), drawn.series[b:])
+        return Split(*parts, Truth({"length": drawn.truth["length"][b:]}))
+
+    return make
+
+
+def _start() -> dist.Distribution:
+    """Wide enough for a pendulum at any moment of its swing, not only at its release."""
+    return dist.Normal(torch.zeros(2), torch.tensor([0.5, 1.5])).to_event(1)
+
+
+def _goku(unknown: nn.Module | None = None) -> Callable[[Split], nn.Module]:
+    def make(split: Split) -> nn.Module:
+        return GOKU(
+            pendulum.vector_field,
+            _start(),
+            pendulum.priors()["theta"],
+            values=PIXELS,
+            likelihood=Gaussian(sd=PIXEL_SD),
+            states=pendulum.STATES,
+            unknown=None if unknown is None else unknown(),
+            into=None if unknown is None else [1],
+        )
+
+    return make
+
+
+def _latent_ode(split: Split) -> nn.Module:
+    latent = 16
+    frames = ResidualMLP(PIXELS, 32, output="relu")
+    encoder = RecurrentEncoder(32, 32, cell="gru", layers=2)
+    return LatentODE(
+        values=PIXELS,
+        latent=latent,
+        decoder=ResidualMLP(latent, PIXELS, output="sigmoid"),
+        likelihood=Gaussian(sd=PIXEL_SD),
+        guide={"frames": frames, "encoder": encoder},
+        units=100,
+    )
+
+
+def _friction_net() -> nn.Module:
+    return MLP(2, 1, hidden=(20, 20), activation="tanh")
+
+
+def friction_force(z: Tensor) -> Tensor:
+    """The missing part of the damped pendulum's equation for omega, (M, 1), rad/s^2."""
+    return -FRICTION / pendulum.MASS * z[:, 1:2]
+
+
+_LENGTH = {"length": pendulum.PARAMETERS["length"]}
+
+RECIPES = {
+    "goku-pendulum": Recipe(
+        "GOKU-net on pendulum videos: the field is known, the length is not",
+        QUICK,
+        FULL,
+        _data(0.0),
+        _goku(),
+        OBSERVED,
+        "intensity",
+        _LENGTH,
+    ),
+    "latent-ode-pendulum": Recipe(
+        "latent ODE on pendulum videos: nothing is known", QUICK, FULL, _data(0.0), _latent_ode, OBSERVED, "intensity"
+    ),
+    "goku-damped-pendulum": Recipe(
+        "GOKU-net with an unknown part on videos of damped pendulums",
+        QUICK,
+        FULL,
+        _data(FRICTION),
+        _goku(_friction_net),
+        OBSERVED,
+        "intensity",
+        _LENGTH,
+        friction_force,
+    ),
+    "goku-damped-pendulum-known": Recipe(
+        "GOKU-net without the unknown part on videos of damped pendulums",
+        QUICK,
+        FULL,
+        _data(FRICTION),
+        _goku(),
+        OBSERVED,
+        "intensity",
+        _LENGTH,
+    ),
+}

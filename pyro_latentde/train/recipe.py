@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run as data: which series, which model and guide, how long, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_latentde.data.series import Series
+
+__all__ = ["Config", "Recipe", "Split", "Truth"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a run.
+
+    Args:
+        train: number of series to learn from.
+        heldout: number of series by which the best parameters are chosen.
+        test: number of series on which metrics are measured, seen by nothing else.
+        steps: number of updates.
+        batch_size: series in a minibatch.
+        window: training window, a number of times or a schedule of them; None for whole series.
+        learning_rate: a number or a schedule.
+        options: further keywords of ``infer.fit_svi``.
+    """
+
+    train: int
+    heldout: int
+    test: int
+    steps: int
+    batch_size: int
+    window: Any = None
+    learning_rate: Any = 1e-3
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the simulator knows of the test series.
+
+    Args:
+        parameters: name -> (N,).
+        clean: values without noise, (N, T, D); None where the values themselves are what is to be predicted.
+    """
+
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    clean: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Series of a run.
+
+    Args:
+        train: series to learn from.
+        heldout: series by which the best parameters are chosen.
+        test: series for the metrics.
+        truth: what is known about the test series.
+    """
+
+    train: Series
+    heldout: Series
+    test: Series
+    truth: Truth = field(default_factory=Truth)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One pair of model and system.
+
+    Args:
+        title: one line.
+        quick: numbers that end in minutes on two cores.
+        full: numbers of the published experiment, or near them.
+        data: (config, seed) -> Split.
+        pair: (split) -> module with ``model`` and ``guide``.
+        observed: how many times of a test series the guide sees; the others are forecast.
+        unit: unit of the values, for axes.
+        range: name of a parameter -> its prior range, by which its error is judged.
+        force: for hybrid models, (module of the pair, states (M, S)) -> the true missing force (M, K).
+    """
+
+    title: str
+    quick: Config
+    full: Config
+    data: Callable[[Config, int], Split]
+    pair: Callable[[Split], nn.Module]
+    observed: int
+    unit: str = ""
+    range: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    force: Callable[[Tensor], Tensor] | None = None

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network of three noisy oscillators behind 784 observables: single and multiple shooting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.infer import schedules
+from pyro_latentde.models import GOKU
+from pyro_latentde.models.shooting import Shooting
+from pyro_latentde.models.systems import stuart_landau
+from pyro_latentde.nn import ResidualMLP
+from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
+
+__all__ = ["RECIPES"]
+
+OBSERVED = 46
+
+
+def _config(train: int, heldout: int, test: int, steps: int) -> Config:
+    rate = schedules.warmup(100, schedules.cosine(2e-3, 2e-5, steps))
+    return Config(train, heldout, test, steps, 64, schedules.progressive(6, OBSERVED, steps // 2), rate)
+
+
+QUICK, FULL = _config(600, 60, 100, 2000), _config(600, 60, 200, 10_000)
+
+
+def _data(config: Config, seed: int) -> Split:
+    drawn = stuart_landau.simulate(config.train + config.heldout + config.test, seed=4000 + seed)
+    a, b = config.train, config.train + config.heldout
+    truth = Truth({name: value[b:] for name, value in drawn.truth.items()})
+    return Split(drawn.series[:a].window(0, OBSERVED), drawn.series[a:b].window(0, OBSERVED), drawn.series[b:], truth)
+
+
+def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
+    def make(split: Split) -> nn.Module:
+        priors = stuart_landau.priors()
+        return GOKU(
+            stuart_landau.vector_field,
+            priors["z0"],
+            priors["theta"],
+            values=stuart_landau.OBSERVABLES,
+            decoder=nn.Linear(len(stuart_landau.STATES), stuart_landau.OBSERVABLES),
+            likelihood=Gaussian(sd="learned", start=0.3),
+            states=stuart_landau.STATES,
+            shooting=shooting,
+            guide={"frames": ResidualMLP(stuart_landau.OBSERVABLES, 64, output="relu"), "hidden": 64},
+        )
+
+    return make
+
+
+RECIPES = {
+    "goku-stuart-landau": Recipe(
+        "GOKU-net on coupled noisy oscillators, one solve through each series",
+        QUICK,
+        FULL,
+        _data,
+        _goku(None),
+        OBSERVED,
+    ),
+    "goku-stuart-landau-shooting": Recipe(
+        "GOKU-net on coupled noisy oscillators, multiple shooting in segments of ten times",
+        QUICK,
+        FULL,
+        _data,
+        _goku(Shooting(10, 0.05)),
+        OBSERVED,
+    ),
+}
