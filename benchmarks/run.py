@@ -7,14 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import compile_time, gradient, log_joint  # noqa: E402
+from benchmarks import compile_time, goku_step, gradient, log_joint  # noqa: E402
 from benchmarks.measure import machine  # noqa: E402
 
 
 def main() -> None:
     report = {"machine": machine(), "results": {}}
     print(", ".join(f"{k} {v}" for k, v in report["machine"].items()))
-    for bench in (gradient, log_joint, compile_time):
+    for bench in (gradient, log_joint, compile_time, goku_step):
         for name, row in bench.run().items():
             report["results"][name] = row
             print(f"{name:38s}" + "  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inference in latent differential-equation models, in Pyro."""
 
-from pyro_latentde import analysis, errors, infer, models
+from pyro_latentde import analysis, errors, infer, models, train
 from pyro_latentde.control import clear_cache, set_num_threads
 from pyro_latentde.data.series import Series
 from pyro_latentde.posterior.posterior import Posterior
@@ -30,6 +30,7 @@ __all__ = [
     "series_plate",
     "set_num_threads",
     "solver",
+    "train",
 ]
 
 __version__ = "0.1.0"

@@ -15,10 +15,13 @@ import typer
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.demo import run_demo
+from pyro_latentde.errors import LatentDEError
 from pyro_latentde.models import systems as zoo
 from pyro_latentde.models.systems.simulation import Simulation
+from pyro_latentde.train import RECIPES
+from pyro_latentde.train import train as run_training
 
-__all__ = ["app", "demo", "main", "simulate", "systems"]
+__all__ = ["app", "demo", "main", "simulate", "systems", "train"]
 
 app = typer.Typer(
     name="pyro-latentde",
@@ -139,6 +142,36 @@ def _values(parameters: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise typer.BadParameter(f"--parameter expects NAME=NUMBER, such as alpha=0.6; got {text!r}") from None
     return values
+
+
+@app.command()
+def train(
+    name: Annotated[str | None, typer.Argument(help="Name of a recipe; none lists them.")] = None,
+    config: Annotated[str, typer.Option(help="quick (minutes on two cores) or full.")] = "quick",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; train_output/NAME-CONFIG-SEED by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the data, the networks and the training.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Other number of updates; schedules follow.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Number of devices, each a process.")] = 1,
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
+    show: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+) -> None:
+    """Train a pair of model and guide on a system: weights, metrics and figures in one folder.
+
+    The same command goes on with a run that was interrupted.
+    """
+    if name is None or show:
+        for known, recipe in RECIPES.items():
+            typer.echo(f"{known:{max(map(len, RECIPES))}}  {recipe.title}")
+        return
+    overrides = {} if steps is None else {"steps": steps}
+    where = {"accelerator": device, "devices": devices, "precision": precision}
+    try:
+        run_training(name, config, out, seed=seed, overrides=overrides, say=typer.echo, **where)
+    except (LatentDEError, ImportError) as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def main() -> None:

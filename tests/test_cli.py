@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: each command's files and text, at sizes that take seconds."""
 
+import dataclasses
 import json
 import math
+import re
 
 import arviz
 import matplotlib.image
@@ -17,6 +19,7 @@ from pyro_latentde.data import Series
 from pyro_latentde.demo import FIGURES, REFERENCE, format_table
 from pyro_latentde.models import systems
 from pyro_latentde.models.systems import lotka_volterra, pendulum_pixels, periodic
+from pyro_latentde.train import RECIPES, load_run
 
 SIZES = ("--num-samples", "30", "--num-warmup", "40", "--num-chains", "2", "--seed", "3")
 
@@ -171,4 +174,51 @@ def test_simulate_writes_a_table_of_many_series(tmp_path):
 def test_simulate_explains_bad_input(arguments, words):
     result = invoke("simulate", *arguments)
     assert result.exit_code == 2
+    assert all(word in result.output for word in words), result.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--list",), ("goku-pendulum", "--list")])
+def test_train_lists_the_recipes(arguments):
+    result = invoke("train", *arguments)
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()] == list(RECIPES)
+    assert all(recipe.title in result.output for recipe in RECIPES.values())
+
+
+def test_train_writes_a_folder_that_can_be_read_back(tmp_path, monkeypatch):
+    """The smallest recipe, cut down; the same command again finds nothing left to do."""
+    name = "latent-ode-spirals"
+    recipe = RECIPES[name]
+    tiny = recipe.quick.changed(train=6, heldout=3, test=3, batch_size=2)
+    monkeypatch.setitem(RECIPES, name, dataclasses.replace(recipe, full=tiny))
+    command = ("train", name, "--config", "full", "--steps", 2, "--seed", 1, "--device", "cpu", "--out", tmp_path)
+    first = invoke(*command)
+    assert first.exit_code == 0 and "l1_extrapolation" in first.output, first.output
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["seed"]) == (2, 1)
+    assert json.loads((tmp_path / "run.json").read_text())["overrides"] == {"steps": 2}
+    fit, split, _ = load_run(tmp_path)
+    forecast = fit.forecast(split.test.window(0, 50), 5)
+    assert forecast.means.shape == (20, 3, 5, 2)
+    again = invoke(*command)
+    assert again.exit_code == 0
+    repeated = json.loads((tmp_path / "metrics.json").read_text())
+    assert repeated["l1_extrapolation"] == metrics["l1_extrapolation"]
+    refused = invoke(*command[:5], 3, *command[6:])
+    assert refused.exit_code == 2 and "holds another run" in re.sub(r"[\s│]+", " ", refused.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere",), ("nowhere", "goku-pendulum")),
+        (("goku-pendulum", "--config", "medium"), ("medium", "quick, full")),
+        (("goku-pendulum", "--steps", 0), ("--steps",)),
+        (("goku-pendulum", "--devices", 0), ("--devices",)),
+    ],
+)
+def test_train_explains_bad_input(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("train", *arguments)
+    assert result.exit_code == 2 and not list(tmp_path.iterdir())
     assert all(word in result.output for word in words), result.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's example runs as it is printed, with fewer draws; what it points to exists."""
+"""The README's examples run as they are printed, with fewer draws or steps; what it points to exists."""
 
 import re
 from pathlib import Path
@@ -7,15 +7,17 @@ from pathlib import Path
 import arviz
 import matplotlib.image
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLE, VIDEOS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MOST_LINES = 25
 
 
-def test_example_is_short():
-    assert sum(bool(line.strip()) for line in EXAMPLE.splitlines()) <= MOST_LINES
+@pytest.mark.parametrize("example", [EXAMPLE, VIDEOS])
+def test_example_is_short(example):
+    assert sum(bool(line.strip()) for line in example.splitlines()) <= MOST_LINES
 
 
 def test_example_runs(monkeypatch, tmp_path):
@@ -36,6 +38,27 @@ def test_example_runs(monkeypatch, tmp_path):
     assert {"posterior", "posterior_predictive", "log_likelihood"} <= {g.strip("/") for g in idata.groups()}
     idata.close()
     assert matplotlib.image.imread(tmp_path / "forecast.png").std() > 0.05
+
+
+def test_example_of_videos_runs(capsys):
+    """Only the numbers of videos and steps are changed."""
+    code = VIDEOS
+    for printed, few in (
+        ("simulate(450)", "simulate(6)"),
+        ("simulate(50,", "simulate(3,"),
+        ("batch_size=64", "batch_size=4"),
+    ):
+        assert code.count(printed) == 1
+        code = code.replace(printed, few)
+    code, changed = re.subn(r"num_steps=2500", "num_steps=3", code)
+    assert changed == 1
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["length"].shape == (100, 3)
+    assert ((names["length"] > 1) & (names["length"] < 2)).all()
+    assert names["forecast"].means.shape == (20, 3, 50, 784)
+    assert not torch.equal(names["forecast"].z, names["longer"].z)
+    assert {"l1", "rmse", "crps", "coverage"} <= set(eval(capsys.readouterr().out.splitlines()[-1]))
 
 
 def test_what_it_points_to_exists():

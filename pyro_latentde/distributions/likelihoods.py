@@ -20,6 +20,7 @@ from pyro_latentde.distributions.observation_laws import (
     ContinuousBernoulliLaw,
     PoissonLaw,
 )
+from pyro_latentde.distributions.shared_scale_normal import SharedScaleNormal
 from pyro_latentde.errors import LatentDEError, ShapeError
 
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood", "Poisson"]
@@ -111,7 +112,7 @@ class Gaussian(_LocationScale):
 
     def forward(self, outputs: Tensor) -> dist.Distribution:
         """Outputs (..., T, D) to normals of batch shape (..., T, D)."""
-        return dist.Normal(_wide(outputs), self.scale())
+        return SharedScaleNormal(_wide(outputs), self.scale())
 
 
 class Laplace(_LocationScale):

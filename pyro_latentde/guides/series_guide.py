@@ -84,7 +84,7 @@ class SeriesGuide(PyroModule):
         self.heads = nn.ModuleDict()
         seen = covariates
         for name in self.names:
-            width = self._encoder(name).out_features
+            width = _encoder(self.encoders, name).out_features
             self.heads[name] = make_head(head, width + seen, self.sizes[name])
             if structured and name not in self.stations:
                 seen += self.sizes[name]
@@ -92,15 +92,18 @@ class SeriesGuide(PyroModule):
     def forward(self, series: Series, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Draw every site; further arguments are those of the model, which a guide shares."""
         drawn = {} if self.shared is None else dict(self.shared(series, *args, **kwargs) or {})
-        times, values, mask = self._inputs(series)
-        contexts: dict[str, Tensor] = {}
+        inputs = self._inputs(series)
+        length = series.times.shape[1]
+        # Pyro registers all parameters of a submodule each time it is looked at
+        encoders, heads = self.encoders, self.heads
+        contexts: dict[nn.Module, Tensor] = {}
         known = [] if series.covariates is None else [series.covariates]
         with series_plate(series):
             for name in self.names:
-                if name in self.stations and not self.stations[name](times.shape[1]):
+                if name in self.stations and not self.stations[name](length):
                     continue  # too short a window for a second segment
-                context = self._context(name, contexts, times, values, mask, known)
-                base = self.heads[name](context)
+                context = self._context(name, _encoder(encoders, name), contexts, inputs, known)
+                base = heads[name](context)
                 if name in self.stations:
                     base = base.to_event(1)
                 transform = self.transforms[name]
@@ -111,9 +114,6 @@ class SeriesGuide(PyroModule):
                     known.append(free.flatten(1) if free.dim() == 2 else free)
         return drawn
 
-    def _encoder(self, name: str) -> nn.Module:
-        return self.encoders[name if name in self.encoders else "all"]
-
     def _inputs(self, series: Series) -> tuple[Tensor, Tensor, Tensor]:
         """Times from the start of each series, and what the encoders read: values, or features of whole frames."""
         if series.values is None:
@@ -121,34 +121,37 @@ class SeriesGuide(PyroModule):
         times = series.times - series.times[:, :1]
         if self.frames is None:
             return times, series.values, series.mask
-        seen = series.values if series.complete else series.values * series.mask
-        features = self.frames(seen)
+        if series.complete:
+            features = self.frames(series.values)
+            return times, features, torch.ones_like(features, dtype=torch.bool)
+        features = self.frames(series.values * series.mask)
         return times, features, series.mask.any(-1, keepdim=True).expand_as(features)
 
     def _context(
         self,
         name: str,
-        contexts: dict[str, Tensor],
-        times: Tensor,
-        values: Tensor,
-        mask: Tensor,
+        encoder: nn.Module,
+        contexts: dict[nn.Module, Tensor],
+        inputs: tuple[Tensor, Tensor, Tensor],
         known: list[Tensor],
     ) -> Tensor:
         """What is known about a site: the summary of the series, its covariates, the draws before."""
-        encoder = self._encoder(name)
         if name in self.stations:
-            at = self.stations[name](times.shape[1])
-            context = encoder.states(times, values, mask)[:, at]
+            at = self.stations[name](inputs[0].shape[1])
+            context = encoder.states(*inputs)[:, at]
             extra = [x.unsqueeze(-2).expand(*x.shape[:-1], len(at), x.shape[-1]) for x in known]
         else:
-            key = name if name in self.encoders else "all"
-            if key not in contexts:
-                contexts[key] = encoder(times, values, mask)
-            context, extra = contexts[key], known
+            if encoder not in contexts:
+                contexts[encoder] = encoder(*inputs)
+            context, extra = contexts[encoder], known
         if not extra:
             return context
         lead = torch.broadcast_shapes(context.shape[:-1], *(x.shape[:-1] for x in extra))
         return torch.cat([x.expand(*lead, x.shape[-1]) for x in (context, *extra)], dim=-1)
+
+
+def _encoder(encoders: nn.ModuleDict, name: str) -> nn.Module:
+    return encoders[name if name in encoders else "all"]
 
 
 def _transform(prior: dist.Distribution) -> torch.distributions.Transform | None:

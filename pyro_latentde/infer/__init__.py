@@ -5,6 +5,7 @@ from pyro_latentde.infer import schedules
 from pyro_latentde.infer.fit import Fit
 from pyro_latentde.infer.nuts_run import nuts
 from pyro_latentde.infer.prior_draws import prior
+from pyro_latentde.infer.sleep import Sleep
 from pyro_latentde.infer.svi import fit_svi
 
-__all__ = ["Fit", "fit_svi", "nuts", "prior", "schedules"]
+__all__ = ["Fit", "Sleep", "fit_svi", "nuts", "prior", "schedules"]

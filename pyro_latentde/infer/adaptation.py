@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from pyro_latentde.errors import LatentDEError, ShapeError
+
 __all__ = ["DualAveraging", "Metric", "adaptation_windows"]
 
 
@@ -88,6 +90,31 @@ class Metric:
         return cls(np.eye(dim) if dense else np.ones(dim))
 
     @classmethod
+    def given(cls, inverse: np.ndarray, dim: int, dense: bool) -> "Metric":
+        """A metric from a covariance ``(d, d)`` or variances ``(d,)``, reduced or widened to the kind asked for.
+
+        Raises:
+            ShapeError: of another size.
+            LatentDEError: not finite, or not positive definite.
+        """
+        if inverse.shape not in ((dim,), (dim, dim)):
+            raise ShapeError(
+                f"metric: expected variances ({dim},) or a covariance ({dim}, {dim}) of the unconstrained coordinates, "
+                f"got shape {inverse.shape}."
+            )
+        if dense:
+            inverse = np.diag(inverse) if inverse.ndim == 1 else 0.5 * (inverse + inverse.T)
+        elif inverse.ndim == 2:
+            inverse = inverse.diagonal().copy()
+        finite = bool(np.isfinite(inverse).all())
+        if not finite or (np.linalg.eigvalsh(inverse) if dense else inverse).min() <= 0:
+            raise LatentDEError(
+                f"metric: {'not positive definite' if finite else 'not finite'}. Variances must be positive; a "
+                "covariance of fewer draws than coordinates is singular, give variances then."
+            )
+        return cls(inverse)
+
+    @classmethod
     def estimate(cls, draws: np.ndarray, dense: bool) -> "Metric":
         """Estimate the metric from ``draws`` of shape ``(n, d)``, shrunk towards a small multiple of one as
         in Stan.
@@ -108,17 +135,19 @@ class Metric:
         return self._spread * z if self.inverse.ndim == 1 else self._spread.dot(z)
 
 
-def adaptation_windows(num_warmup: int) -> list[tuple[int, int]]:
+def adaptation_windows(num_warmup: int, informed: bool = False) -> list[tuple[int, int]]:
     """Windows ``[start, stop)`` of warm-up iterations whose draws estimate the metric.
 
     The first window opens after 10 iterations and is 15 long, each next is twice as long, and the last is
     stretched to 50 iterations before the end, which only tune the step size. Stan waits 75 iterations for
     chains to arrive in the typical set; ours start there, and a crude early metric saves a quarter of the
     leapfrog steps of the warm-up on the lynx-hare posterior. What an early window learns wrongly is forgotten
-    with the next. Short warm-ups are scaled down; under 20 iterations the metric is not adapted.
+    with the next. Short warm-ups are scaled down; under 20 iterations the metric is not adapted. A metric given at the
+    start tells more than a few draws do: then one window takes it all.
 
     Args:
         num_warmup: number of warm-up iterations.
+        informed: whether the metric at the start was given.
 
     Returns:
         The windows, in order, without gaps.
@@ -138,7 +167,7 @@ def adaptation_windows(num_warmup: int) -> list[tuple[int, int]]:
     while start < end:
         stop = start + size
         # a next window of twice the length must still fit, else this one is the last
-        if stop + 2 * size > end:
+        if informed or stop + 2 * size > end:
             stop = end
         windows.append((start, stop))
         start, size = stop, 2 * size

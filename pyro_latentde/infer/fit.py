@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,10 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.infer.forecast import Forecast, draw_encoding, draw_forecast, draw_prior
+from pyro_latentde.infer.handover import hand_over, held_values
+from pyro_latentde.infer.parameters import constant, with_params
+from pyro_latentde.infer.pareto import pareto_shape
 from pyro_latentde.infer.svi_evidence import log_mean_exp, log_weights
 from pyro_latentde.infer.svi_modules import evaluating
 from pyro_latentde.infer.svi_weights import load_weights, save_weights
@@ -125,19 +128,197 @@ class Fit:
         References:
             Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
         """
-        with seeded(seed), evaluating(self.model, self.guide), pyro.validation_enabled(False), quiet():
-            weights = log_weights(
-                self._model(),
-                self._guide(),
-                series,
-                self.args[1:],
-                self.kwargs,
-                num_particles=num_particles,
-                given=given or {},
-                plate=plate,
-                rows_at_once=rows_at_once,
-            )
-        return log_mean_exp(weights)
+        options = {"seed": seed, "given": given, "plate": plate, "rows_at_once": rows_at_once}
+        return log_mean_exp(self._log_weights(series, num_particles, hold=False, **options))
+
+    def inference_gap(self, series: Series, num_samples: int = 1000, **options: Any) -> Tensor:
+        r"""How far the guide's ELBO of each series is below its log-evidence, in nats,
+
+        .. math:: \log p(y_n) - \mathrm{ELBO}_n = \mathrm{KL}\left[ q(z \mid y_n) \,\|\, p(z \mid y_n) \right]
+                  \approx \log \frac{1}{K} \sum_k w_{kn} - \frac{1}{K} \sum_k \log w_{kn}.
+
+        It is the sum of the approximation gap (no member of the guide's family is the posterior) and the amortization
+        gap (the encoder does not find the best member for this series), which it does not tell apart. The estimate is
+        too low on average, and far too low where :meth:`pareto_k` is above .7: the best weights have not been drawn.
+
+        Args:
+            series: N series, seen in training or not.
+            num_samples: K, draws of the guide for each series.
+            options: as for :meth:`pareto_k`.
+
+        Returns:
+            (N,), at least 0.
+
+        References:
+            Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders", ICML 2018.
+        """
+        weights = self._log_weights(series, num_samples, **options)
+        weights = weights.masked_fill(weights.isnan(), -math.inf)  # failed solves
+        return log_mean_exp(weights) - weights.mean(0)
+
+    def pareto_k(self, series: Series, num_samples: int = 1000, **options: Any) -> Tensor:
+        r"""How well the guide serves as a proposal for the posterior of each series: the shape k of the tail of its
+        importance weights :math:`p(y_n, z) / q(z \mid y_n)`.
+
+        Below .5 the weights have a finite variance. Up to :math:`\min(1 - 1/\log_{10} K, .7)` the guide can be mended
+        by weighting its draws; above, it has missed a part of the posterior: use :meth:`nuts`. A small k is no
+        proof: draws of the guide tell nothing of modes that it never visits.
+
+        Args:
+            series: N series, seen in training or not.
+            num_samples: K, draws of the guide for each series, at least 25.
+            options: ``given``, ``plate`` and ``seed`` as for :meth:`nuts`, ``rows_at_once`` as for
+                :meth:`log_evidence`.
+
+        Returns:
+            (N,) in float64; see :func:`.pareto_shape` for 0 and infinity.
+
+        References:
+            Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024).
+            Yao, Vehtari, Simpson and Gelman, "Yes, but did it work?: evaluating variational inference", ICML 2018.
+        """
+        return pareto_shape(self._log_weights(series, num_samples, **options))
+
+    def nuts(
+        self,
+        series: Series,
+        *,
+        num_samples: int = 1000,
+        num_warmup: int = 300,
+        num_chains: int = 4,
+        seed: int = 0,
+        given: Mapping[str, Any] | None = None,
+        plate: str = "series",
+        **options: Any,
+    ) -> Posterior:
+        """The posterior of the latent sites of one series, or of a few, by NUTS; what the model has learned is held.
+
+        Chains start at draws of the guide, and their metric at its covariance in unconstrained coordinates, which is
+        why they need little warm-up. The model is a copy with constant parameters. For sites that all series share,
+        ``infer.nuts(model, series, start=fit)`` samples everything together.
+
+        Args:
+            series: N series, seen in training or not, whole ones; their posteriors are independent of each other.
+            num_samples: draws of each chain.
+            num_warmup: iterations before.
+            num_chains: number of chains.
+            seed: the one seed.
+            given: values of sites outside the plate of the series, such as sampled weights; those left out are held
+                at the guide's median. ``attrs["held"]`` of the result tells which is which.
+            plate: name of that plate.
+            options: of :func:`.nuts`.
+
+        Returns:
+            Posterior with samples (chain, draw, N, ...) of the sites in the plate.
+
+        Raises:
+            LatentDEError: more coordinates than one run takes, or sites that do not fit.
+        """
+        model = constant(self.model, self.params)
+        with self._ready():
+            shared = {"given": given or {}, "plate": plate, "seed": seed}
+            begin = hand_over(model, self._guide(), series, self.args[1:], self.kwargs, **shared)
+        return begin.sample(num_samples=num_samples, num_warmup=num_warmup, num_chains=num_chains, seed=seed, **options)
+
+    def encode(self, series: Series, num_samples: int = 100, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draws of what the guide says about series, seen in training or not.
+
+        Args:
+            series: N series.
+            num_samples: S, number of draws.
+            seed: seed of the draws.
+
+        Returns:
+            Name -> (S, N, ...) of the latent sites, and of what the model computes of them under a name; sites that
+            all series share are (S, ...). Results are where the series are, whatever device the model is on.
+        """
+        with self._ready():
+            return draw_encoding(self._model(), self._guide(), series, num_samples, seed, self._device)
+
+    def reconstruct(self, series: Series, num_samples: int = 20, **options: Any) -> Forecast:
+        """What the model makes of series at their own times; options as in :meth:`forecast`."""
+        return self.forecast(series, series.times, num_samples, **options)
+
+    def forecast(
+        self,
+        series: Series,
+        horizon: int | Tensor,
+        num_samples: int = 20,
+        *,
+        do: Mapping[str, Any] | None = None,
+        noise: bool = True,
+        seed: int = 0,
+        memory: str | int = "1GB",
+    ) -> Forecast:
+        """Trajectories and observations at other times, given series.
+
+        Args:
+            series: N series that the guide reads.
+            horizon: how many more times at the last gap of each series; or times, inside or after, (T',) or (N, T').
+            num_samples: S, number of draws.
+            do: name of a site -> value that it is set to, whatever the guide says, such as ``{"length": 1.5}``.
+            noise: draw observations too, not their expected values only.
+            seed: seed of the draws.
+            memory: bound on the size of the result.
+
+        Returns:
+            The draws, with scores against what came true; where the series are, whatever device the model is on.
+
+        Raises:
+            LatentDEError: more than the memory, or a model without one ``lde.observe`` site.
+            DataError: a number of times after series of one time.
+        """
+        options = {"num_samples": num_samples, "noise": noise, "do": do, "seed": seed, "memory": memory}
+        with self._ready():
+            return draw_forecast(self._model(), self._guide(), series, horizon, device=self._device, **options)
+
+    def sample(
+        self, times: Any, num_series: int = 1, *, noise: bool = True, seed: int = 0, memory: str | int = "1GB"
+    ) -> Forecast:
+        """New series from the fitted model, of which nothing is observed.
+
+        Args:
+            times: (T,), times of each series.
+            num_series: N.
+            noise: draw observations too, not their expected values only.
+            seed: seed of the draws.
+            memory: bound on the size of the result.
+
+        Returns:
+            One draw of each series: ``means`` (1, N, T, D).
+        """
+        times = torch.as_tensor(times)
+        series = Series.at_times(times.to(next(iter(self.weights.values()), times)).expand(num_series, -1))
+        with self._ready():
+            return draw_prior(self._model(), series, noise=noise, seed=seed, memory=memory)
+
+    def _log_weights(
+        self,
+        series: Series,
+        num_particles: int,
+        hold: bool = True,
+        *,
+        seed: int = 0,
+        given: Mapping[str, Any] | None = None,
+        plate: str = "series",
+        rows_at_once: int = 1024,
+    ) -> Tensor:
+        """Log-weights (K, N); with ``hold``, sites outside the plate that are not given are held as for NUTS."""
+        pair, given = (self._model(), self._guide(), series, self.args[1:], self.kwargs), given or {}
+        with seeded(seed), self._ready():
+            if hold:
+                given = held_values(*pair, given=given, plate=plate, seed=seed)
+            return log_weights(*pair, num_particles=num_particles, given=given, plate=plate, rows_at_once=rows_at_once)
+
+    @property
+    def _device(self) -> torch.device | None:
+        """Where the weights are, if there are some."""
+        return next((weight.device for weight in self.weights.values()), None)
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        with evaluating(self.model, self.guide), pyro.validation_enabled(False), quiet():
+            yield
 
     def save(self, path: str | Path) -> Path:
         """Write the weights for use, without the optimiser: parameters, buffers and plain facts, no pickled code.
@@ -178,11 +359,11 @@ class Fit:
         return draw_latents(self._guide(), sites, self.args, self.kwargs, num_samples=num_chains, seed=seed)
 
     def _guide(self) -> Callable:
-        return _with_params(self.guide, self.params)
+        return with_params(self.guide, self.params)
 
     def _model(self) -> Callable:
         """The model with its fitted parameters, or the model itself if it has none."""
-        model = _with_params(self.model, self.params)
+        model = with_params(self.model, self.params)
         if isinstance(self.model, nn.Module) and any(True for _ in self.model.parameters()):
             return model
         if not self.params["params"]:
@@ -190,20 +371,6 @@ class Fit:
         with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
             found = poutine.trace(model, param_only=True).get_trace(*self.args, **self.kwargs)
         return model if any(name in self.params["params"] for name in found.nodes) else self.model
-
-
-def _with_params(fn: Callable, state: dict[str, Any]) -> Callable:
-    """The function run with its own parameters in Pyro's store, whatever else is in it."""
-    if not state["params"] and not isinstance(fn, nn.Module):
-        return fn
-
-    @functools.wraps(fn, updated=())
-    def with_params(*args: Any, **kwargs: Any) -> Any:
-        # A copy of the dictionaries: the run must not add to what was fitted.
-        with pyro.get_param_store().scope({name: dict(value) for name, value in state.items()}):
-            return fn(*args, **kwargs)
-
-    return with_params
 
 
 def _last_losses(losses: Tensor) -> float:

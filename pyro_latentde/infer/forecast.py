@@ -43,6 +43,13 @@ class Forecast:
         draws, n, times, size = self.means.shape
         return f"Forecast({draws} draws, {n} series, {times} times, {size} values)"
 
+    def to(self, device: torch.device | str) -> Forecast:
+        """The same forecast on another device."""
+        latents = {name: value.to(device) for name, value in self.latents.items()}
+        parts = (self.z, self.means, self.values)
+        z, means, values = (None if part is None else part.to(device) for part in parts)
+        return Forecast(self.times.to(device), latents, z, means, values)
+
     @property
     def mean(self) -> Tensor:
         """Predictive mean, (N, T', D)."""
@@ -52,7 +59,8 @@ class Forecast:
         """Ends of central intervals, each (N, T', D), of observations or (noise=False) of their means."""
         draws = self.values if noise and self.values is not None else self.means
         tail = 0.5 * (1.0 - probability)
-        return draws.quantile(tail, dim=0), draws.quantile(1.0 - tail, dim=0)
+        low, high = scores.quantiles(draws, (tail, 1.0 - tail))
+        return low, high
 
     def scores(self, truth: Series | Tensor, probability: float = 0.9) -> dict[str, float]:
         """``l1`` and ``rmse`` of the predictive mean, ``crps`` and ``coverage`` of the draws of observations.
@@ -90,8 +98,19 @@ def draw_latents_of(guide: Callable, series: Series, num_samples: int, seed: int
     return {name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names}
 
 
-def draw_encoding(model: Callable, guide: Callable, series: Series, num_samples: int, seed: int) -> dict[str, Tensor]:
-    """Draws of the latent sites, and of what the model computes of them under a name, name -> (S, ...)."""
+def draw_encoding(
+    model: Callable,
+    guide: Callable,
+    series: Series,
+    num_samples: int,
+    seed: int,
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
+    """Draws of the latent sites, and of what the model computes of them under a name, name -> (S, ...).
+
+    They are made on the device, and come back to that of the series.
+    """
+    home, series = series.times.device, series.to(device=device)
     latents = draw_latents_of(guide, series, num_samples, seed)
     named: dict[str, list[Tensor]] = {}
     with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
@@ -102,36 +121,38 @@ def draw_encoding(model: Callable, guide: Callable, series: Series, num_samples:
             for name, node in trace.nodes.items():
                 if kind_of(node) == "deterministic":
                     named.setdefault(name, []).append(node["value"])
-    return latents | {name: torch.stack(values) for name, values in named.items()}
+    draws = latents | {name: torch.stack(values) for name, values in named.items()}
+    return {name: value.to(home) for name, value in draws.items()}
 
 
 def draw_forecast(
     model: Callable,
     guide: Callable,
     series: Series,
-    times: Tensor,
+    horizon: int | Tensor,
     *,
     num_samples: int,
     noise: bool,
     do: Mapping[str, Any] | None,
     seed: int,
     memory: str | int,
+    device: torch.device | None = None,
 ) -> Forecast:
     """Latent sites from the guide, then the model at other times; see ``Fit.forecast``."""
+    home, series = series.times.device, series.to(device=device)
+    times = times_ahead(series, horizon)
     latents = draw_latents_of(guide, series, num_samples, seed)
     if do:
         model = poutine.do(model, data={name: _as_tensor(value, series) for name, value in do.items()})
     draws = [{name: value[i] for name, value in latents.items()} for i in range(num_samples)]
     with seeded(seed + 1):
-        return _run(model, series, times, draws, latents, noise, memory)
+        return _run(model, series, times, draws, latents, noise, memory).to(home)
 
 
-def draw_prior(
-    model: Callable, series: Series, *, num_samples: int, noise: bool, seed: int, memory: str | int
-) -> Forecast:
+def draw_prior(model: Callable, series: Series, *, noise: bool, seed: int, memory: str | int) -> Forecast:
     """The model at the times of a series without values: nothing is conditioned on."""
     with seeded(seed):
-        return _run(model, series, series.times, [{}] * num_samples, {}, noise, memory)
+        return _run(model, series, series.times, [{}], {}, noise, memory)
 
 
 def _run(

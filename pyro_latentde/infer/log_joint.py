@@ -119,8 +119,7 @@ class LogJoint:
         """Log-density at one ``u`` ``(d,)``: a scalar, with the state of the solves."""
         trace, values = self._run(u)
         lp = trace.log_prob_sum() + values.log_jacobian
-        infer = [site.get("infer") or {} for site in trace.nodes.values()]
-        solves = [record["lde_ode"] for record in infer if "lde_ode" in record]
+        solves = _solves(trace)
         failed = torch.zeros((), dtype=torch.bool, device=u.device)
         steps = torch.zeros((), dtype=torch.int64, device=u.device)
         for solve in solves:
@@ -193,8 +192,7 @@ class LogJoint:
             trace.log_prob_sum()
         nodes = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
         by_site = {name: float(site["log_prob_sum"]) for name, site in nodes.items()}
-        solves = [site["infer"]["lde_ode"] for site in nodes.values() if "lde_ode" in site["infer"]]
-        return by_site, [int(code) for solve in solves for code in solve["status"].reshape(-1)]
+        return by_site, [int(code) for solve in _solves(trace) for code in solve["status"].reshape(-1)]
 
     def _run(self, u: Tensor) -> tuple[poutine.Trace, _SiteValues]:
         values = _SiteValues(self._by_name, u)
@@ -227,6 +225,12 @@ class LogJoint:
 def _reject_failures(lp: Tensor, grad: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
     bad = failed | ~torch.isfinite(lp) | ~torch.isfinite(grad).all(-1)
     return lp.masked_fill(bad, -math.inf), grad.masked_fill(bad.unsqueeze(-1), 0.0)
+
+
+def _solves(trace: poutine.Trace) -> list[dict[str, Any]]:
+    """Records of the solves that tell how they went; a trajectory of many segments does not."""
+    records = [(site.get("infer") or {}).get("lde_ode") for site in trace.nodes.values()]
+    return [record for record in records if record and record.get("status") is not None]
 
 
 def _latent_sites(trace: poutine.Trace) -> list[LatentSite]:

@@ -225,6 +225,7 @@ def run_chain(
     target_accept: float = 0.8,
     max_tree_depth: int = 10,
     dense_mass: bool = True,
+    metric: Metric | None = None,
 ) -> Asking:
     """Run one chain from ``q``: yields positions ``(d,)``, expects an ``Answer`` for each, fills ``record``.
 
@@ -240,6 +241,7 @@ def run_chain(
         target_accept: mean acceptance probability the step size is tuned to.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` leapfrog steps.
         dense_mass: adapt a full covariance, or variances only.
+        metric: the metric at the start, of that kind; by default the unit metric.
 
     Yields:
         Positions where log-density and gradient are wanted.
@@ -262,11 +264,12 @@ def run_chain(
         (150, 2)
     """
     lp, grad, _, _ = yield q
-    metric = Metric.identity(len(q), dense_mass)
+    windows = adaptation_windows(num_warmup, informed=metric is not None)
+    metric = Metric.identity(len(q), dense_mass) if metric is None else metric
     point = _Point(q, q, q, lp, grad)
     step = yield from _find_step_size(point, 1.0, metric, rng)
     adapt = DualAveraging(step, target_accept)
-    window_starts = {stop: start for start, stop in adaptation_windows(num_warmup)}
+    window_starts = {stop: start for start, stop in windows}
     for i in range(num_warmup + num_samples):
         p = metric.momentum(rng)
         point = _Point(point.q, p, metric.velocity(p), point.lp, point.grad)

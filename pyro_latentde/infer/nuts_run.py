@@ -13,6 +13,7 @@ import pyro
 import torch
 
 from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer.adaptation import Metric
 from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_kernel import ChainRecord, run_chain
@@ -45,6 +46,7 @@ def nuts(
     max_tree_depth: int = 10,
     dense_mass: bool | None = None,
     start: Any = None,
+    metric: np.ndarray | torch.Tensor | None = None,
     log_joint_engine: str = "auto",
     progress: bool = True,
     **kwargs: Any,
@@ -65,9 +67,12 @@ def nuts(
         seed: the one seed; chain ``i`` is given the same random numbers whatever ``num_chains`` is.
         target_accept: mean acceptance probability aimed at, in (0, 1); raise it against divergences.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` leapfrog steps.
-        dense_mass: adapt a full covariance (True) or variances (False); None: full up to 64 coordinates.
+        dense_mass: adapt a full covariance (True) or variances (False); None: as the given metric, else full up to 64
+            coordinates.
         start: ``"auto"``, a dictionary of site values, a fit of ``infer.fit_svi`` or a ``Posterior``; see
             ``find_starts``.
+        metric: covariance ``(d, d)`` or variances ``(d,)`` of the unconstrained coordinates, site after site in the
+            model's order, known from elsewhere: warm-up begins with it, and can be shorter.
         log_joint_engine: ``"auto"``, ``"loop"``, ``"eager"``, ``"traced"`` or ``"compiled"``; see
             ``batched_log_joint``.
         progress: show a bar on terminals, a line every half minute elsewhere.
@@ -103,7 +108,7 @@ def nuts(
     began = time.perf_counter()
     joint = LogJoint(model, args, kwargs)
     sites = inspect_model(model, *args, **kwargs)  # before the work: it may find fault with the model
-    dense = joint.dim <= DENSE_UP_TO if dense_mass is None else dense_mass
+    dense, metric = _first_metric(joint.dim, dense_mass, metric)
     positions = find_starts(joint, num_chains, seed, start)
     expected_calls = (num_warmup + num_samples) * EXPECTED_LEAPFROGS
     batched = BatchedLogJoint(joint, positions, log_joint_engine, expected_calls)
@@ -116,7 +121,7 @@ def nuts(
         "dense_mass": dense,
     }
     chains = [
-        run_chain(q.copy(), record, rng, **settings)
+        run_chain(q.copy(), record, rng, metric=metric, **settings)
         for q, record, rng in zip(positions, records, chain_generators(seed, num_chains), strict=True)
     ]
     with Progress(num_chains * (num_warmup + num_samples), "nuts", progress) as bar, StopSignal() as stop:
@@ -137,6 +142,15 @@ def nuts(
     posterior = _to_posterior(joint, sites, records, num_warmup, facts)
     _summarise(records, num_warmup, drawn, facts)
     return posterior
+
+
+def _first_metric(dim: int, dense: bool | None, given: Any) -> tuple[bool, Metric | None]:
+    """Whether the metric is dense, and the metric at the start, if one is given."""
+    if given is None:
+        return dim <= DENSE_UP_TO if dense is None else dense, None
+    inverse = torch.as_tensor(given).detach().to("cpu", torch.float64).numpy()
+    dense = inverse.ndim == 2 if dense is None else dense
+    return dense, Metric.given(inverse, dim, dense)
 
 
 def _advance(

@@ -101,7 +101,9 @@ def fit_svi(
         batch_size: series in a minibatch, over all devices; None is all.
         window: times in a random window of each series; a schedule, step -> times, such as
             ``schedules.progressive``; None is all.
-        heldout: series whose ELBO is computed as training goes on, with the same random numbers each time.
+        heldout: series whose ELBO is computed as training goes on, with the same random numbers each time. What
+            is in ``lde.series_plate`` is weighted by the ratio of observed values, so that it compares with the ELBO of
+            the training series, and differs by what was not learned, not by what was not counted.
         eval_every: steps between two such evaluations.
         keep: "best" or "last" parameters, by the held-out ELBO.
         patience: evaluations without a better ELBO that end the run; None never does.
@@ -185,7 +187,7 @@ def _prepare(
     heldout = None
     if options.heldout is not None:
         series, size = where.place(options.heldout), options.batch_size
-        heldout = HeldOut(series, stepper, (model, guide), options.seed, size, options.patience)
+        heldout = HeldOut(series, stepper, (model, guide), options.seed, size, options.patience, args[0])
     run = Training(stepper, options, batches, heldout, (model, guide))
     run.identify(args, dict(kwargs))
     return run, guide

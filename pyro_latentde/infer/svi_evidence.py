@@ -77,6 +77,8 @@ def _per_series(trace: poutine.Trace, plate: str, given: Mapping[str, Tensor]) -
         if kind_of(site) not in ("latent", "observed", "factor") or name in given:
             continue
         frame = next((frame for frame in site["cond_indep_stack"] if frame.name == plate), None)
+        if frame is None and site["infer"].get("is_auxiliary"):
+            continue  # the numbers behind sites that are given; those that are not complain themselves
         if frame is None:
             raise LatentDEError(
                 f"site '{name}' is outside of plate '{plate}': it belongs to all series together, so that a single one "

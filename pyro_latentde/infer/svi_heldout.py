@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,12 +29,22 @@ class HeldOut:
         seed: of every evaluation; the random stream of the training goes on undisturbed.
         batch_size: series at once; None is all.
         patience: evaluations without a better one that end the run; None never does.
+        trained: the series that are trained on. What is in the plate of the held-out series weighs as much as their
+            observed values do, so that both ELBOs fit into one picture, and sites outside the plate count once in both.
     """
 
     def __init__(
-        self, series: Series, stepper: Stepper, modules: tuple, seed: int, batch_size: int | None, patience: int | None
+        self,
+        series: Series,
+        stepper: Stepper,
+        modules: tuple,
+        seed: int,
+        batch_size: int | None,
+        patience: int | None,
+        trained: Series,
     ) -> None:
-        self.series, self.stepper, self.modules = series, stepper, modules
+        self.series = replace(series, time_weight=series.time_weight * _size(trained) / _size(series))
+        self.stepper, self.modules = stepper, modules
         self.seed, self.patience = seed, patience
         self.chunk = min(batch_size or len(series), len(series))
         self.steps: list[int] = []
@@ -42,7 +53,7 @@ class HeldOut:
         self.best_step, self.best_elbo = -1, -math.inf
 
     def evaluate(self, step: int) -> float:
-        """ELBO in nats, of all held-out series together; it is kept, and the parameters too if it is the best."""
+        """ELBO in nats per training set; it is kept, and the parameters too if it is the best."""
         elbo = self._elbo()
         self.steps.append(step)
         self.elbos.append(elbo)
@@ -92,3 +103,8 @@ class HeldOut:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**self.stepper.params, **fixed_tensors(*self.modules)}
+
+
+def _size(series: Series) -> float:
+    """Observed values (without values: times) that the series stand for; windows stand for the rest of their series."""
+    return float(series.mask.sum()) * series.time_weight

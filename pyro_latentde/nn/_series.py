@@ -78,7 +78,7 @@ class Reading:
         gaps: (N, K), not negative, time since the one read before; 0 for the first.
         values: (N, K, F), zero where not observed.
         mask: (N, K, F), True where observed.
-        count: (N, T), how many times were read when a time of the series was reached.
+        count: (N, T), how many times were read when a time of the series was reached; None if all of them are read.
         backward: whether the last time comes first.
     """
 
@@ -86,14 +86,15 @@ class Reading:
     gaps: Tensor
     values: Tensor
     mask: Tensor
-    count: Tensor
+    count: Tensor | None
     backward: bool
 
     def spread(self, states: Tensor) -> Tensor:
         """States (N, K, H) after each time read -> (N, T, H) at the times of the series, 0 before the first."""
-        at = (self.count - 1).clamp(min=0)[..., None].expand(-1, -1, states.shape[-1])
-        spread = torch.where((self.count > 0)[..., None], states.gather(1, at), 0.0)
-        return spread.flip(1) if self.backward else spread
+        if self.count is not None:
+            at = (self.count - 1).clamp(min=0)[..., None].expand(-1, -1, states.shape[-1])
+            states = torch.where((self.count > 0)[..., None], states.gather(1, at), 0.0)
+        return states.flip(1) if self.backward else states
 
 
 def read(times: Tensor, values: Tensor, mask: Tensor, *, backward: bool = True) -> Reading:
@@ -116,10 +117,13 @@ def read(times: Tensor, values: Tensor, mask: Tensor, *, backward: bool = True) 
         times, values, mask = times.flip(1), values.flip(1), mask.flip(1)
         wanted = torch.cat([wanted.flip(1)[:, :-1], torch.ones_like(wanted[:, :1])], dim=1)
     count = wanted.cumsum(dim=1)
-    longest = max(1, int(count[:, -1].max()))  # on a GPU this waits, and saves a step for every time left out
-    order = (~wanted).int().argsort(dim=1, stable=True)[:, :longest]
-    order = order.gather(1, torch.arange(longest, device=order.device).minimum((count[:, -1:] - 1).clamp(min=0)))
-    times = times.gather(1, order)
-    columns = order[..., None].expand(-1, -1, values.shape[-1])
+    # on a GPU this waits, and saves a step for every time left out
+    shortest, longest = torch.stack(count[:, -1].aminmax()).tolist()
+    if shortest < times.shape[1]:
+        longest = max(1, longest)
+        order = (~wanted).int().argsort(dim=1, stable=True)[:, :longest]
+        order = order.gather(1, torch.arange(longest, device=order.device).minimum((count[:, -1:] - 1).clamp(min=0)))
+        columns = order[..., None].expand(-1, -1, values.shape[-1])
+        times, values, mask = times.gather(1, order), values.gather(1, columns), mask.gather(1, columns)
     gaps = torch.nn.functional.pad(times.diff(dim=1).abs(), (1, 0)).to(values.dtype)
-    return Reading(times, gaps, values.gather(1, columns), mask.gather(1, columns), count, backward)
+    return Reading(times, gaps, values, mask, None if shortest == count.shape[1] else count, backward)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
 
-__all__ = ["coverage", "crps", "l1", "rmse"]
+__all__ = ["coverage", "crps", "l1", "quantiles", "rmse"]
 
 
 def l1(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
@@ -66,6 +68,9 @@ def crps(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
 def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probability: float = 0.9) -> float:
     """Share of the truth that lies in central intervals of the draws; for honest ones, their probability.
 
+    The ends are those between which one more draw lies with the probability, (S + 1) (1 - p) / 2 - 1 draws
+    from the extremes: plain quantiles of 20 draws would be too narrow, and cover 81 % instead of 90 %.
+
     Args:
         draws: (S, ...).
         truth: (...).
@@ -80,9 +85,30 @@ def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probabili
     _check(draws, truth)
     if not 0 < probability < 1:
         raise ValueError(f"probability = {probability}; expected a number between 0 and 1, such as .9")
-    tail = 0.5 * (1.0 - probability)
-    low, high = draws.quantile(tail, dim=0), draws.quantile(1.0 - tail, dim=0)
+    num, tail = draws.shape[0], 0.5 * (1.0 - probability)
+    end = max(0.0, tail * (num + 1) - 1) / max(1, num - 1)
+    low, high = quantiles(draws, (end, 1.0 - end))
     return _mean(((truth >= low) & (truth <= high)).to(draws.dtype), mask)
+
+
+def quantiles(draws: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
+    """Quantiles over the draws, with straight lines between them as in torch.quantile, which refuses large tensors.
+
+    Args:
+        draws: (S, ...).
+        probabilities: in [0, 1].
+
+    Returns:
+        One (...) for each probability.
+
+    Example:
+        >>> import torch
+        >>> [float(q) for q in quantiles(torch.tensor([3.0, 1.0, 2.0]), (0.0, 0.25, 1.0))]
+        [1.0, 1.5, 3.0]
+    """
+    ordered, last = draws.sort(0).values, draws.shape[0] - 1
+    places = [probability * last for probability in probabilities]
+    return [ordered[int(x)].lerp(ordered[min(int(x) + 1, last)], x - int(x)) for x in places]
 
 
 def _check(draws: Tensor, truth: Tensor, at_least: int = 1) -> None:

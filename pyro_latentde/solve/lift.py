@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_latentde.errors import GradientPathError, ShapeError
 
-__all__ = ["Lift", "Untraceable", "in_fresh_thread", "is_wrapped", "stand_in"]
+__all__ = ["Lift", "Untraceable", "in_fresh_thread", "is_wrapped", "no_transform", "stand_in"]
 
 
 class Untraceable(Exception):
@@ -31,6 +31,15 @@ _HIDDEN_FROM_DISPATCH = {"tolist", "numpy", "__array__"}
 def is_wrapped(tensor: torch.Tensor) -> bool:
     """Whether a functorch transform holds the tensor, so that it has no values to look at."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def no_transform() -> bool:
+    """Whether no transform, tracer or forward-mode level is active."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def stand_in(tensor: torch.Tensor) -> torch.Tensor:

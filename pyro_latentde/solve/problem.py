@@ -2,7 +2,6 @@
 """What the user gave, checked and laid out as rows: states, times, parameters."""
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from pyro_latentde.errors import DataError, ShapeError
-from pyro_latentde.solve.lift import is_wrapped
+from pyro_latentde.solve.lift import is_wrapped, no_transform
 from pyro_latentde.solve.structure import Parameters, StateShape
 from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine
 
@@ -183,8 +182,12 @@ def pose(
     times = _as_times("times", times, y0)
     if times.ndim == 0 or times.shape[-1] == 0:
         raise ShapeError(f"times has shape {tuple(times.shape)}; expected (T,) or (*batch, T) with T at least 1.")
-    start = times[..., 0] if t0 is None else _as_times("t0", t0, y0)
-    sides = _sides(times, start, t0 is not None)
+    start = _start_of_grid(times) if t0 is None else None
+    if start is not None:
+        sides = [(times, None, True)]
+    else:
+        start = times[..., 0] if t0 is None else _as_times("t0", t0, y0)
+        sides = _sides(times, start, t0 is not None)
     info, captured = examine(f, bound, state, y0, start, parameters, own_dims)
     originals = tuple(captured) if bound is None else (*bound.tensors, *captured)
     bound_names = () if bound is None else bound.names
@@ -295,10 +298,7 @@ Side = tuple[Tensor, Tensor | None, bool]
 
 def _sides(times: Tensor, start: Tensor, given: bool) -> list[Side]:
     """Times sorted away from t0: one set, or two (later and earlier, clamped at t0) when t0 lies between."""
-    seen = peek(times)
-    if not given and seen is not None and _rise(seen):
-        return [(times, None, True)]
-    t0 = peek(start)
+    seen, t0 = peek(times), peek(start)
     _check_finite("times", seen)
     if given:
         _check_finite("t0", t0)
@@ -325,14 +325,29 @@ def _sides(times: Tensor, start: Tensor, given: bool) -> list[Side]:
     return [_sorted(times, torch.as_tensor(sign, dtype=times.dtype, device=times.device)[..., None])]
 
 
-def _rise(times: np.ndarray) -> bool:
-    """The ordinary case in few operations: one grid that rises from a finite time to a finite time, so all are."""
-    if times.ndim > 1 or not math.isfinite(times.item(-1) - times.item(0)):
-        return False
-    if times.size > 64:
-        return bool((times[:-1] <= times[1:]).all())
-    values = times.tolist()  # few numbers are compared sooner one by one than as arrays
-    return all(map(operator.le, values, values[1:]))
+def _start_of_grid(times: Tensor) -> Tensor | None:
+    """The first of the times, where they are what they mostly are: plain numbers for all rows, finite and rising.
+
+    None where they are anything else. The number comes as a constant tensor, since a view of the times would be one
+    more input of the solve that is made and followed at every call.
+    """
+    if times.ndim != 1 or type(times) is not Tensor or times.requires_grad or not times.is_cpu:
+        return None
+    if is_wrapped(times) or not no_transform():
+        return None
+    if times.shape[0] <= 64:
+        values = times.tolist()  # few numbers are compared sooner one by one than as arrays
+        rise = math.isfinite(sum(values)) and values == sorted(values)
+    else:
+        values = times.numpy()
+        rise = math.isfinite(values[-1] - values[0]) and bool((values[:-1] <= values[1:]).all())
+    return _constant(float(values[0]), times.dtype) if rise else None
+
+
+@lru_cache(maxsize=1024)
+def _constant(value: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # else no gradient could keep it
+        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def _sorted(times: Tensor, sign: Tensor | float) -> Side:

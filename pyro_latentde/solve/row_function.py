@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.lift import no_transform
+
 __all__ = ["RowFunction", "apply"]
 
 
@@ -52,10 +54,21 @@ class RowFunction(ABC):
         """Compute on plain tensors."""
 
     def run_some(
-        self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], wanted: Sequence[bool]
+        self,
+        rows: int,
+        shared: tuple[bool, ...],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[bool],
+        ctx: Any = None,
     ) -> list[Tensor | None]:
-        """As :meth:`run`; outputs that are not wanted may be None."""
+        """As :meth:`run`; outputs that are not wanted may be None. ``ctx``: that of the function this is the vjp of."""
         return self.run(rows, shared, tensors)
+
+    def run_on(self, ctx: Any, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """As :meth:`run`, with the autograd context, on which things may be left for :meth:`run_some` of the vjp."""
+        outputs = self.run(rows, shared, tensors)
+        self.on_context(ctx, outputs)
+        return outputs
 
     @abstractmethod
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -107,10 +120,15 @@ def _(number: int, rows: int, shared: Sequence[int], tensors: Sequence[Tensor]) 
 
 def _run(function: RowFunction, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
     # the dispatcher costs more than a small solve: take it only where something is listening
-    if torch._C._len_torch_dispatch_stack() > 0 or not _PLAIN.issuperset(map(type, tensors)):
+    if _listening(tensors):
         _TRACED[function.number] = function
         return _rows_op(function.number, rows, [int(s) for s in shared], [_plain(t) for t in tensors])
     return function.run(rows, shared, tensors)
+
+
+def _listening(tensors: Sequence[Tensor]) -> bool:
+    """Whether somebody watches the dispatcher: a tracer, or tensors of a class of their own."""
+    return torch._C._len_torch_dispatch_stack() > 0 or not _PLAIN.issuperset(map(type, tensors))
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -118,15 +136,6 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 def _plain(t: Tensor) -> Tensor:
     return t.data if type(t) is torch.nn.Parameter else t
-
-
-def _plainly() -> bool:
-    """Whether no transform, tracer or forward-mode level is active."""
-    return not (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 class _Apply(torch.autograd.Function):
@@ -149,22 +158,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
-        function, kept, needed = ctx.function, ctx.saved_tensors, ctx.needs_input_grad[3:]
-        seeds = [cotangents[i] for i in function.differentiable]
-        if len(seeds) == 1 and seeds[0] is None:
-            return (None,) * (3 + len(needed))
-        sources = [function.follows[i] for i in function.differentiable]
-        seed_shared = [source is not None and ctx.shared[source] for source in sources]
-        shared = (*ctx.shared, *[False] * len(function.saved), *seed_shared)
-        if torch.is_grad_enabled() or not _plainly():
-            bars = apply(function.vjp, ctx.rows, shared, *kept, *seeds)
-        else:  # the ordinary backward pass, straight to the numbers, and to no more of them than asked for
-            wanted = [needed[i] for i in function.wrt]
-            bars = function.vjp.run_some(ctx.rows, shared, (*kept, *seeds), wanted)
-        result: list[Tensor | None] = [None] * len(needed)
-        for i, bar in zip(function.wrt, bars, strict=True):
-            result[i] = bar if needed[i] else None
-        return (None, None, None, *result)
+        return _backward(ctx, cotangents)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple:
@@ -207,6 +201,44 @@ class _Apply(torch.autograd.Function):
         return tuple(result), (0,) * len(result)
 
 
+class _Plain(torch.autograd.Function):
+    """The same on plain tensors without transforms: with the context at hand there is less to pass around."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        outputs = function.run_on(ctx, rows, shared, tensors)
+        ctx.function, ctx.rows, ctx.shared = function, rows, shared
+        ctx.save_for_backward(*tensors, *[outputs[i] for i in function.saved])
+        ctx.set_materialize_grads(len(function.differentiable) > 1)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
+        return _backward(ctx, cotangents, ctx)
+
+
+def _backward(ctx: Any, cotangents: tuple[Tensor | None, ...], plain: Any = None) -> tuple:
+    """``plain``: the context again if it is one of :class:`_Plain`."""
+    function, kept, needed = ctx.function, ctx.saved_tensors, ctx.needs_input_grad[3:]
+    seeds = [cotangents[i] for i in function.differentiable]
+    if len(seeds) == 1 and seeds[0] is None:
+        return (None,) * (3 + len(needed))
+    sources = [function.follows[i] for i in function.differentiable]
+    seed_shared = [source is not None and ctx.shared[source] for source in sources]
+    shared = (*ctx.shared, *[False] * len(function.saved), *seed_shared)
+    if torch.is_grad_enabled() or not no_transform():
+        bars = apply(function.vjp, ctx.rows, shared, *kept, *seeds)
+    else:  # the ordinary backward pass, straight to the numbers, and to no more of them than asked for
+        wanted = [needed[i] for i in function.wrt]
+        bars = function.vjp.run_some(ctx.rows, shared, (*kept, *seeds), wanted, plain)
+    result: list[Tensor | None] = [None] * len(needed)
+    for i, bar in zip(function.wrt, bars, strict=True):
+        result[i] = bar if needed[i] else None
+    return (None, None, None, *result)
+
+
 def apply(function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
     """Evaluate a row function on tensors of any kind: plain, requiring gradients, mapped, dual or traced.
 
@@ -224,4 +256,6 @@ def apply(function: RowFunction, rows: int, shared: tuple[bool, ...], *tensors: 
     if not dual and not (torch.is_grad_enabled() and any([t.requires_grad for t in tensors])):
         return tuple(_run(function, rows, shared, tensors))
     # Function.apply inspects the signature of forward at every call, which takes as long as a small solve
-    return super(torch.autograd.Function, _Apply).apply(function, rows, shared, *tensors)
+    if dual or _listening(tensors):
+        return super(torch.autograd.Function, _Apply).apply(function, rows, shared, *tensors)
+    return super(torch.autograd.Function, _Plain).apply(function, rows, shared, *tensors)

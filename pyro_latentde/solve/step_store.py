@@ -12,11 +12,10 @@ import threading
 from collections import OrderedDict
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["HasSteps", "find_steps", "keep_steps", "tie_to"]
+__all__ = ["HasSteps", "Tie", "find_steps", "keep_steps", "new_token", "tie_to"]
 
 
 class HasSteps(Protocol):
@@ -34,22 +33,25 @@ _store: "OrderedDict[int, HasSteps]" = OrderedDict()
 _used = 0
 
 
-def keep_steps(steps: HasSteps) -> np.ndarray:
-    """Store the steps of a solve; the result holds one token per row, ``(R,)``."""
+def new_token() -> int:
+    """The token of the first row of a solve; row r has this plus r."""
+    return next(_numbers) << 32
+
+
+def keep_steps(token: int, steps: HasSteps) -> None:
+    """Store the steps of the solve whose first row has this token."""
     global _used
     with _lock:
-        number = next(_numbers)
-        _store[number] = steps
+        _store[token >> 32] = steps
         _used += steps.nbytes
         while _used > _BUDGET and len(_store) > _ALWAYS:
             _, old = _store.popitem(last=False)
             _used -= old.nbytes
-    return np.arange(number << 32, (number << 32) + steps.rows, dtype=np.int64)
 
 
 def find_steps(report: Tensor) -> HasSteps | None:
     """The steps of exactly the rows of this report, in this order, if they are still there."""
-    values = _tokens(report)
+    values = report.numpy(force=True)[:, 4]
     if values.size == 0:
         return None
     first = values.item(0)
@@ -59,15 +61,14 @@ def find_steps(report: Tensor) -> HasSteps | None:
     return steps if values.size == 1 or bool((values[1:] - values[:-1] == 1).all()) else None
 
 
-def _tokens(report: Tensor) -> np.ndarray:
-    return report.numpy(force=True)[:, 4]
+class Tie:
+    """Finds the steps of one solve, and forgets them when it is gone."""
 
+    def __init__(self, token: int) -> None:
+        self.number = token >> 32
 
-class _Tie:
-    """Forgets the steps of one solve when it is gone."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def steps(self) -> HasSteps | None:
+        return _store.get(self.number)
 
     def __del__(self) -> None:
         global _used
@@ -83,7 +84,7 @@ def tie_to(owner: Any, report: Tensor) -> None:
     """
     transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
     if not transformed and report.numel():
-        owner.steps_tie = _Tie(_tokens(report).item(0) >> 32)
+        owner.steps_tie = Tie(report[0, 4].item())
 
 
 def _fresh_lock() -> None:

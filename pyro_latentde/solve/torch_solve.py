@@ -11,7 +11,7 @@ from pyro_latentde.errors import DataError
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
-from pyro_latentde.solve.step_store import find_steps, keep_steps, tie_to
+from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, tie_to
 from pyro_latentde.solve.stepper import replay_rows, solve_rows
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
@@ -119,8 +119,9 @@ class TorchSolve(RowFunction):
         if self.control["steps"] is None:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
         out = self._solve(rows, shared, [t.detach() for t in tensors])
-        tokens = torch.from_numpy(keep_steps(TorchSteps(out.steps, out.status))).to(out.status.device)
-        return [out.ys, report_of(out, tokens)]
+        token = new_token()
+        keep_steps(token, TorchSteps(out.steps, out.status))
+        return [out.ys, report_of(out, torch.arange(token, token + rows, device=out.status.device))]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return solve_outputs(rows, tensors)

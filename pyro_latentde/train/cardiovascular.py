@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU, LatentODE
+from pyro_latentde.models.latents import Latent
 from pyro_latentde.models.systems import cardiovascular
 from pyro_latentde.nn import MLP
 from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
@@ -49,11 +51,26 @@ class _Pressures(nn.Module):
         return torch.cat([z[..., :2], self.rate(z)], dim=-1)
 
 
+class _Standardised(nn.Module):
+    """From standard normal numbers to a normal vector: a guide that starts around 0 then starts around the mean."""
+
+    def __init__(self, fn: dist.Distribution) -> None:
+        super().__init__()
+        self.register_buffer("mean", fn.mean)
+        self.register_buffer("sd", fn.stddev)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(..., 4) -> (..., 4)."""
+        return self.mean + self.sd * code
+
+
 def _goku(split: Split) -> nn.Module:
     priors = cardiovascular.priors()
+    # Far from the prior's mean the resistance of the vessels is negative, and no solve ends.
+    start = Latent(dist.Normal(torch.zeros(4), 1.0).to_event(1), _Standardised(priors["z0"]))
     return GOKU(
         cardiovascular.vector_field,
-        priors["z0"],
+        start,
         priors["theta"],
         values=3,
         decoder=_Pressures(),

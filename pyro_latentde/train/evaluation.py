@@ -8,67 +8,120 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.infer import Fit
 from pyro_latentde.infer.forecast import Forecast
+from pyro_latentde.models.unknown import missing_force
 from pyro_latentde.posterior import scores
 from pyro_latentde.train.recipe import Recipe, Split
 
-__all__ = ["evaluate", "forecast_test"]
+__all__ = ["draw_parameters", "evaluate", "floors", "forecast_test"]
 
 DRAWS = 100  # of the latent sites, for intervals
-PATHS = 20  # of whole forecasts, which are large
+PATHS = (20, 100)  # of whole forecasts: the fewest, of pictures, and the most, of what is small
+_NUMBERS = 20_000_000  # of a forecast that is no longer small
 
 
 def forecast_test(fit: Fit, recipe: Recipe, split: Split, seed: int = 0) -> Forecast:
-    """Forecasts of the test series at all their times from the first ``recipe.observed`` ones."""
-    seen = split.test.window(0, recipe.observed)
-    return fit.forecast(seen, split.test.times, num_samples=PATHS, noise=False, seed=seed, memory="4GB")
+    """Forecasts of the test series at all their times from the first ``recipe.observed`` ones.
+
+    Pictures are forecast without noise, which says nothing about a pixel and takes as much memory again.
+    """
+    seen, noise = split.test.window(0, recipe.observed), split.test.frame is None
+    paths = max(PATHS[0], min(PATHS[1], _NUMBERS // split.test.values.numel()))
+    return fit.forecast(seen, split.test.times, num_samples=paths, noise=noise, seed=seed, memory="4GB")
 
 
-def evaluate(fit: Fit, recipe: Recipe, split: Split, forecast: Forecast, seed: int = 0) -> dict[str, float]:
+def draw_parameters(fit: Fit, recipe: Recipe, split: Split, seed: int = 0) -> Mapping[str, Tensor]:
+    """Posterior draws of the latent sites and named parameters of the test series, name -> (S, N, ...)."""
+    return fit.encode(split.test.window(0, recipe.observed), num_samples=DRAWS, seed=seed)
+
+
+def evaluate(
+    fit: Fit, recipe: Recipe, split: Split, forecast: Forecast, draws: Mapping[str, Tensor]
+) -> dict[str, float]:
     """Plain numbers for ``metrics.json``.
 
     Returns:
         ``l1_reconstruction`` and ``l1_extrapolation`` (mean absolute error of the predictive mean at the observed and
-        the later times), ``rmse_extrapolation``, the same of repeating the last observed values and the mean ones
-        (``l1_last``, ``l1_mean``), and for each true parameter its correlation, root mean square error and the coverage
-        of 90 % intervals; ``coverage90`` is that of the first parameter.
+        the later times, against values without noise where they are known), ``rmse_extrapolation``, both also of the
+        :func:`floors` (``l1_last``, ...), and the mean absolute value to be predicted (``size_extrapolation``); of
+        series that are no pictures the ``crps_`` and ``coverage90_extrapolation`` of new observations. For each true
+        parameter its correlation, root mean square error (of known priors also as a part of their range) and the
+        coverage of 90 % intervals; ``coverage90`` is that of all parameters. Of a missing force the correlation with
+        the true one, and the slope of a line through both. Draws whose solve failed are left out; ``failed`` is their
+        share.
     """
-    truth = split.test.values if split.truth.clean is None else split.truth.clean
-    mask, k = split.test.mask, recipe.observed
-    past = (slice(None), slice(0, k))
-    future = (slice(None), slice(k, None))
-    mean = forecast.mean
-    metrics = {"l1_reconstruction": _l1(mean[past], truth[past], mask[past])}
-    if truth.shape[1] > k:
-        floors = {"last": truth[:, k - 1 : k], "mean": truth[past].mean(1, keepdim=True)}
-        metrics["l1_extrapolation"] = _l1(mean[future], truth[future], mask[future])
-        metrics["rmse_extrapolation"] = scores.rmse(mean[None][(slice(None), *future)], truth[future], mask[future])
-        metrics |= {f"l1_{name}": _l1(floor, truth[future], mask[future]) for name, floor in floors.items()}
-    return metrics | _parameters(fit, split, k, seed)
+    k, clean = recipe.observed, split.truth.clean
+    truth = split.test.values if clean is None else clean
+    mask = split.test.mask if clean is None else torch.ones_like(split.test.mask)
+    now, later = (slice(None), slice(0, k)), (slice(None), slice(k, None))
+    finite = forecast.means.isfinite().flatten(2).all(-1)  # (S, N)
+    predicted = forecast.means.nanmean(0)
+    metrics = {
+        "failed": 1.0 - float(finite.double().mean()),
+        "l1_reconstruction": scores.l1(predicted[None][:, *now], truth[now], mask[now]),
+    }
+    predictions = {"extrapolation": predicted[later], **floors(split.test, k)}
+    for name, values in predictions.items():
+        metrics[f"l1_{name}"] = scores.l1(values[None], truth[later], mask[later])
+        metrics[f"rmse_{name}"] = scores.rmse(values[None], truth[later], mask[later])
+    metrics["size_extrapolation"] = float(truth[later][mask[later]].abs().mean())
+    if forecast.values is not None:
+        seen = (split.test.values[later], split.test.mask[later] & finite.all(0)[:, None, None])
+        metrics["crps_extrapolation"] = scores.crps(forecast.values[:, *later], *seen)
+        metrics["coverage90_extrapolation"] = scores.coverage(forecast.values[:, *later], *seen)
+    return metrics | _parameters(recipe, split, draws) | _force(fit, recipe, forecast, draws)
 
 
-def _parameters(fit: Fit, split: Split, k: int, seed: int) -> dict[str, float]:
-    if not split.truth.parameters:
-        return {}
-    draws = named_draws(fit, split, k, seed)
+def floors(series: Series, k: int) -> dict[str, Tensor]:
+    """What anyone would predict of the times after the first k, from what is observed there.
+
+    Returns:
+        The ``last`` value, the ``mean`` and the linear ``trend`` of each, all (N, T - k, D).
+    """
+    times, later = series.times[:, :k, None], series.times[:, k:, None]
+    values, mask = series.values[:, :k], series.mask[:, :k]
+    last = values.gather(1, (mask.cumsum(1) * mask).argmax(1, keepdim=True))
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
+    center, mean = (weight * times).sum(1, keepdim=True), (weight * values).sum(1, keepdim=True)
+    spread = (weight * (times - center) ** 2).sum(1, keepdim=True)
+    slope = (weight * (times - center) * (values - mean)).sum(1, keepdim=True) / spread.clamp(min=1e-12)
+    return {
+        "last": last.expand(-1, later.shape[1], -1),
+        "mean": mean.expand(-1, later.shape[1], -1),
+        "trend": mean + slope * (later - center),
+    }
+
+
+def _parameters(recipe: Recipe, split: Split, draws: Mapping[str, Tensor]) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for name, truth in split.truth.parameters.items():
-        if name not in draws:
-            continue
+    known = {name: truth for name, truth in split.truth.parameters.items() if name in draws}
+    for name, truth in known.items():
         inferred, true = draws[name].double(), truth.double()
-        pair = torch.stack([inferred.mean(0), true])
-        metrics[f"{name}_correlation"] = float(torch.corrcoef(pair)[0, 1])
+        metrics[f"{name}_correlation"] = _correlation(inferred.mean(0), true)
         metrics[f"{name}_rmse"] = scores.rmse(inferred, true)
+        if name in recipe.range:
+            low, high = recipe.range[name]
+            metrics[f"{name}_rmse_of_range"] = metrics[f"{name}_rmse"] / (high - low)
         metrics[f"{name}_coverage90"] = scores.coverage(inferred, true)
-        metrics.setdefault("coverage90", metrics[f"{name}_coverage90"])
+    if known:
+        metrics["coverage90"] = sum(metrics[f"{name}_coverage90"] for name in known) / len(known)
     return metrics
 
 
-def named_draws(fit: Fit, split: Split, k: int, seed: int = 0) -> Mapping[str, Tensor]:
-    """Posterior draws of the named parameters of the test series, name -> (S, N)."""
-    return fit.encode(split.test.window(0, k), num_samples=DRAWS, seed=seed)
+def _force(fit: Fit, recipe: Recipe, forecast: Forecast, draws: Mapping[str, Tensor]) -> dict[str, float]:
+    """The learned missing force against the true one, at the states of the observed times."""
+    if recipe.force is None:
+        return {}
+    device = next(fit.model.parameters()).device
+    weights = {name: value.to(device) for name, value in draws.items() if name.startswith("field.")}
+    states = forecast.z[:, :, : recipe.observed].nanmean(0).flatten(0, 1)
+    learned = missing_force(fit.model, weights, states.to(device)).mean(0).to(states.device).flatten().double()
+    true = recipe.force(states).flatten().double()
+    slope = float(torch.cov(torch.stack([learned, true]))[0, 1] / true.var())
+    return {"force_correlation": _correlation(learned, true), "force_slope": slope}
 
 
-def _l1(predicted: Tensor, truth: Tensor, mask: Tensor) -> float:
-    return scores.l1(predicted.expand_as(truth)[None], truth, mask)
+def _correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.errors import LatentDEError
 
 __all__ = ["Config", "Recipe", "Split", "Truth"]
 
@@ -37,6 +38,48 @@ class Config:
     window: Any = None
     learning_rate: Any = 1e-3
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(self, **numbers: int) -> Config:
+        """With some numbers others; schedules are stretched to another number of steps.
+
+        Raises:
+            LatentDEError: a number that is none of ``train``, ``heldout``, ``test``, ``steps`` and ``batch_size``, or
+                that is not positive.
+
+        Example:
+            >>> from pyro_latentde.infer.schedules import cosine
+            >>> config = Config(10, 2, 2, 1000, 5, learning_rate=cosine(1.0, 0.0, 1000)).changed(steps=100)
+            >>> round(config.learning_rate(50), 2)
+            0.5
+        """
+        known = ("train", "heldout", "test", "steps", "batch_size")
+        for name, number in numbers.items():
+            if name not in known or number < 1:
+                raise LatentDEError(f"{name} = {number}: a configuration has positive numbers {', '.join(known)}")
+        config = replace(self, **numbers)
+        if config.steps == self.steps:
+            return config
+        factor = self.steps / config.steps
+        stretched = {name: _stretch(getattr(self, name), factor) for name in ("window", "learning_rate")}
+        options = {
+            name: _stretch(value, factor) if name == "kl_weight" else value for name, value in self.options.items()
+        }
+        return replace(config, **stretched, options=options)
+
+
+@dataclass(frozen=True)
+class _Stretched:
+    """A schedule in other steps."""
+
+    schedule: Callable[[float], Any]
+    factor: float
+
+    def __call__(self, step: int) -> Any:
+        return self.schedule(step * self.factor)
+
+
+def _stretch(value: Any, factor: float) -> Any:
+    return _Stretched(value, factor) if callable(value) else value
 
 
 @dataclass(frozen=True)
@@ -82,7 +125,7 @@ class Recipe:
         observed: how many times of a test series the guide sees; the others are forecast.
         unit: unit of the values, for axes.
         range: name of a parameter -> its prior range, by which its error is judged.
-        force: for hybrid models, (module of the pair, states (M, S)) -> the true missing force (M, K).
+        force: for hybrid models, states (M, S) -> what is missing from the known field, (M, K).
     """
 
     title: str

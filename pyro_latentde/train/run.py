@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
+from torch import nn
 
-from pyro_latentde.analysis.film import animation, film_strip
-from pyro_latentde.analysis.latent_plots import forecast_bands, latent_trajectories, recovery
-from pyro_latentde.analysis.training_plots import training_curves
 from pyro_latentde.infer import Fit, fit_svi
-from pyro_latentde.infer.forecast import Forecast
-from pyro_latentde.train.evaluation import evaluate, forecast_test, named_draws
+from pyro_latentde.train.evaluation import draw_parameters, evaluate, forecast_test
+from pyro_latentde.train.figures import draw_figures
 from pyro_latentde.train.recipe import Config, Recipe, Split
 
-__all__ = ["run_recipe"]
+__all__ = ["make_pair", "run_recipe"]
 
 
 def run_recipe(
@@ -31,12 +29,12 @@ def run_recipe(
     *,
     seed: int = 0,
     accelerator: str = "auto",
-    devices: int | str = 1,
+    devices: int = 1,
     precision: str = "32-true",
     checkpoint_every: float = 2.0,
     progress: bool = True,
-    say: Callable[[str], None] = print,
-) -> dict[str, float]:
+    say: Callable[[str], Any] = print,
+) -> dict[str, float | None]:
     """Train, measure, draw.
 
     Args:
@@ -45,60 +43,24 @@ def run_recipe(
         out: folder of ``metrics.json``, ``weights.pt``, ``log.csv``, the checkpoint and the figures; a folder with a
             checkpoint of the same run is continued.
         seed: of the data, the networks and the training.
-        accelerator: ``"auto"``, ``"cpu"``, ``"cuda"``, as for ``infer.fit_svi``.
-        devices: how many.
+        accelerator: ``"cpu"``, ``"cuda"``, or ``"auto"``, a GPU where there is one.
+        devices: how many; each is a process that runs the same script.
         precision: ``"32-true"`` or ``"bf16-mixed"``.
         checkpoint_every: minutes between checkpoints.
         progress: show a bar.
         say: where lines of text go.
 
     Returns:
-        The metrics.
+        The metrics, None for what is not defined; none at all if the run was interrupted, and in all processes but
+        the first.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     say(recipe.title)
     split = recipe.data(config, seed)
     say(f"train {split.train}, held out {len(split.heldout)}, test {len(split.test)} series")
-    fit = fit_pair(recipe, config, split, out, seed, accelerator, devices, precision, checkpoint_every, progress)
-    fit.save(out / "weights.pt")
-    start = time.perf_counter()
-    forecast = forecast_test(fit, recipe, split)
-    metrics = {
-        **evaluate(fit, recipe, split, forecast),
-        "heldout_elbo": fit.attrs.get("best_heldout_elbo", float("nan")),
-        "steps": len(fit.losses),
-        "skipped": fit.n_skipped,
-        "seconds": fit.elapsed,
-        "seconds_evaluation": time.perf_counter() - start,
-        "parameters": sum(p.numel() for p in (*fit.model.parameters(), *fit.guide.parameters())),
-        "seed": seed,
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    draw_figures(fit, recipe, split, forecast, out)
-    for name, value in metrics.items():
-        say(f"  {name:24} {value:.6g}")
-    say(f"{out}: on {platform.machine()}, {torch.get_num_threads()} threads")
-    return metrics
-
-
-def fit_pair(
-    recipe: Recipe,
-    config: Config,
-    split: Split,
-    out: Path,
-    seed: int,
-    accelerator: str,
-    devices: int | str,
-    precision: str,
-    checkpoint_every: float,
-    progress: bool,
-) -> Fit:
-    """Networks from the seed, then ``infer.fit_svi``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pair = recipe.pair(split)
-    return fit_svi(
+    pair = make_pair(recipe, split, seed)
+    fit = fit_svi(
         pair.model,
         pair.guide,
         split.train,
@@ -108,7 +70,7 @@ def fit_pair(
         heldout=split.heldout,
         learning_rate=config.learning_rate,
         seed=seed,
-        accelerator=accelerator,
+        accelerator=_accelerator(accelerator),
         devices=devices,
         precision=precision,
         checkpoint=out / "checkpoint",
@@ -117,26 +79,51 @@ def fit_pair(
         progress=progress,
         **config.options,
     )
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return {}
+    if "interrupted" in fit.attrs:
+        say(f"interrupted after {len(fit.losses)} of {config.steps} steps; the same command goes on from there")
+        return {}
+    fit.save(out / "weights.pt")
+    metrics = _measure_and_draw(fit, recipe, split, out) | {"seed": seed}
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    for name, value in metrics.items():
+        say(f"  {name:24} {'not defined' if value is None else f'{value:.6g}'}")
+    say(f"{out}: on {platform.machine()}, {torch.get_num_threads()} threads")
+    return metrics
 
 
-def draw_figures(fit: Fit, recipe: Recipe, split: Split, forecast: Forecast, out: Path) -> None:
-    """Training curves, latent trajectories, recovered parameters; films of pictures, bands of other series."""
-    mark = float(split.test.times[0, recipe.observed - 1])
-    _save(training_curves(out / "log.csv"), out / "training.png")
-    _save(latent_trajectories(forecast, series=0, mark=mark, states=fit.model.states), out / "latent.png")
-    draws = named_draws(fit, split, recipe.observed)
-    for name, truth in split.truth.parameters.items():
-        if name in draws:
-            _save(recovery(draws[name], truth, name), out / f"recovery_{name}.png")
-    if split.test.frame is None:
-        _save(forecast_bands(forecast, split.test, series=[0, 1, 2], mark=mark), out / "forecast.png")
-        return
-    rows = {"observed": split.test.values[0], "predicted": forecast.mean[0]}
-    every = max(1, split.test.times.shape[1] // 12)
-    _save(film_strip(rows, split.test.frame, split.test.times[0], every=every, mark=mark), out / "film.png")
-    animation(rows, split.test.frame, out / "film.gif", mark=recipe.observed)
+def make_pair(recipe: Recipe, split: Split, seed: int) -> nn.Module:
+    """The module of model and guide, with networks from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return recipe.pair(split)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def _measure_and_draw(fit: Fit, recipe: Recipe, split: Split, out: Path) -> dict[str, float | None]:
+    start = time.perf_counter()
+    forecast, draws = forecast_test(fit, recipe, split), draw_parameters(fit, recipe, split)
+    metrics = evaluate(fit, recipe, split, forecast, draws) | {
+        "heldout_elbo": _heldout_elbo(fit),
+        "steps": len(fit.losses),
+        "skipped": fit.n_skipped,
+        "seconds": fit.elapsed,
+        "seconds_evaluation": time.perf_counter() - start,
+        "parameters": sum(p.numel() for p in (*fit.model.parameters(), *fit.guide.parameters())),
+    }
+    draw_figures(fit, recipe, split, forecast, draws, out)
+    # JSON has no NaN
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _accelerator(asked: str) -> str | None:
+    """None on a CPU: data and networks are there already."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    return None if asked == "cpu" else asked
+
+
+def _heldout_elbo(fit: Fit) -> float:
+    """Of the parameters that were kept, in nats per training set."""
+    steps, elbos = fit.attrs["heldout_steps"], fit.attrs["heldout_elbo"]
+    return elbos[steps.index(fit.attrs.get("best_step", steps[-1]))]

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.distributions.likelihoods import Gaussian
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import LatentODE
@@ -17,6 +20,8 @@ from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
 
 __all__ = ["RECIPES"]
 
+WAVE_TIMES, SPIRAL_TIMES, HOPPER_TIMES = 25, 50, 66  # observed, of 50, 100 and 200
+
 
 def _config(train: int, heldout: int, test: int, steps: int, rate: float) -> Config:
     return Config(
@@ -24,13 +29,41 @@ def _config(train: int, heldout: int, test: int, steps: int, rate: float) -> Con
     )
 
 
-def _split(draw: Callable[[int, int], Simulation], observed: int | None = None) -> Callable[[Config, int], Split]:
+def _split(
+    draw: Callable[[int, int], Simulation], observables: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Config, int], Split]:
+    """Series of a simulator; with noise, `observables` are the values without it, of the states."""
+
     def make(config: Config, seed: int) -> Split:
         drawn = draw(config.train + config.heldout + config.test, 5000 + seed)
         a, b = config.train, config.train + config.heldout
-        return Split(drawn.series[:a], drawn.series[a:b], drawn.series[b:], Truth())
+        clean = None if observables is None else observables(drawn.z[b:]).to(drawn.series.values)
+        return Split(drawn.series[:a], drawn.series[a:b], drawn.series[b:], Truth(clean=clean))
 
     return make
+
+
+class _ReadsFirst(PyroModule):
+    """A guide that reads the first times of a series only: in training, too, it knows no more than in a forecast."""
+
+    def __init__(self, guide: nn.Module, count: int) -> None:
+        super().__init__()
+        self.guide, self.count = guide, count
+
+    def forward(self, series: Series) -> dict[str, Tensor]:
+        """Draw the sites."""
+        length = series.times.shape[1]
+        if length <= self.count:
+            return self.guide(series)
+        # a window stands for several; this one stands for its series
+        with poutine.scale(scale=self.count / length):
+            return self.guide(series.window(0, self.count))
+
+
+def _forecasting(pair: LatentODE, observed: int) -> LatentODE:
+    """The pair with a guide that reads what is observed, while the model is scored on what follows, too."""
+    pair.guide = _ReadsFirst(pair.guide, observed)
+    return pair
 
 
 def _waves(n: int, seed: int) -> Simulation:
@@ -39,7 +72,7 @@ def _waves(n: int, seed: int) -> Simulation:
 
 def _wave_pair(encoder: Callable[[], nn.Module]) -> Callable[[Split], nn.Module]:
     def make(split: Split) -> nn.Module:
-        return LatentODE(
+        pair = LatentODE(
             values=3,
             latent=8,
             decoder=MLP(8, 3, hidden=(50,)),
@@ -47,12 +80,13 @@ def _wave_pair(encoder: Callable[[], nn.Module]) -> Callable[[Split], nn.Module]
             guide={"encoder": encoder()},
             units=50,
         )
+        return _forecasting(pair, WAVE_TIMES)
 
     return make
 
 
 def _spiral_pair(split: Split) -> nn.Module:
-    return LatentODE(
+    pair = LatentODE(
         values=2,
         latent=6,
         decoder=MLP(6, 2, hidden=(20,)),
@@ -60,10 +94,11 @@ def _spiral_pair(split: Split) -> nn.Module:
         guide={"encoder": RecurrentEncoder(2, 25, cell="gru")},
         units=20,
     )
+    return _forecasting(pair, SPIRAL_TIMES)
 
 
 def _hopper_pair(split: Split) -> nn.Module:
-    return LatentODE(
+    pair = LatentODE(
         values=14,
         latent=15,
         decoder=nn.Linear(15, 14),
@@ -72,6 +107,7 @@ def _hopper_pair(split: Split) -> nn.Module:
         units=300,
         time_scale=0.1,
     )
+    return _forecasting(pair, HOPPER_TIMES)
 
 
 RECIPES = {
@@ -79,32 +115,32 @@ RECIPES = {
         "latent ODE with an ODE-RNN guide on irregular waves with missing features",
         _config(800, 100, 100, 1500, 5e-3),
         _config(800, 100, 100, 8000, 5e-3),
-        _split(_waves),
+        _split(_waves, periodic.observables),
         _wave_pair(lambda: ODERNNEncoder(3, 30)),
-        25,
+        WAVE_TIMES,
     ),
     "latent-ode-periodic-rnn": Recipe(
         "latent ODE with a recurrent guide on irregular waves with missing features",
         _config(800, 100, 100, 1500, 5e-3),
         _config(800, 100, 100, 8000, 5e-3),
-        _split(_waves),
+        _split(_waves, periodic.observables),
         _wave_pair(lambda: RecurrentEncoder(3, 30, cell="gru")),
-        25,
+        WAVE_TIMES,
     ),
     "latent-ode-spirals": Recipe(
         "latent ODE on noisy spirals, clockwise and counter-clockwise",
         _config(800, 100, 100, 1500, 5e-3),
         _config(800, 100, 100, 6000, 5e-3),
-        _split(lambda n, seed: spirals.simulate(n, seed)),
+        _split(spirals.simulate, lambda z: z),
         _spiral_pair,
-        70,
+        SPIRAL_TIMES,
     ),
     "latent-ode-hopper": Recipe(
         "latent ODE with an ODE-RNN guide on a hopping robot (needs mujoco)",
         _config(800, 100, 100, 1000, 5e-3),
         _config(7200, 800, 2000, 20_000, 5e-3),
-        _split(lambda n, seed: hopper.simulate(n, seed)),
+        _split(hopper.simulate),
         _hopper_pair,
-        66,
+        HOPPER_TIMES,
     ),
 }

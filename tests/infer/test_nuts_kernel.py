@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_latentde.errors import LatentDEError
+from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.infer.adaptation import DualAveraging, Metric, adaptation_windows
 from pyro_latentde.infer.nuts_kernel import STAT_NAMES, ChainRecord, _Point, _transition, run_chain
 
@@ -153,6 +153,23 @@ def test_windows_are_contiguous_double_and_end_before_the_last_phase():
         assert windows[-1][1] == n - min(50, n // 10)
         sizes = [stop - start for start, stop in windows]
         assert all(b == 2 * a for a, b in zip(sizes[:-1], sizes[1:-1], strict=False))
+
+
+def test_a_known_metric_is_kept_for_one_long_window():
+    assert adaptation_windows(300, informed=True) == [(10, 270)]
+    assert adaptation_windows(19, informed=True) == []
+
+
+def test_a_metric_that_is_given():
+    covariance = np.array([[4.0, 1.0], [1.0, 1.0]])
+    assert np.array_equal(Metric.given(covariance, 2, dense=True).inverse, covariance)
+    assert Metric.given(covariance, 2, dense=False).inverse.tolist() == [4.0, 1.0]
+    assert Metric.given(np.array([4.0, 1.0]), 2, dense=True).inverse.tolist() == [[4.0, 0.0], [0.0, 1.0]]
+    with pytest.raises(ShapeError, match=r"variances \(3,\) or a covariance \(3, 3\).*got shape \(2, 2\)"):
+        Metric.given(covariance, 3, dense=True)
+    for dense, wrong in ((True, np.ones((2, 2)) * 2), (False, np.array([1.0, 0.0])), (True, covariance * np.nan)):
+        with pytest.raises(LatentDEError, match="metric: not"):
+            Metric.given(wrong, 2, dense)
 
 
 @pytest.mark.parametrize("dense", [True, False])

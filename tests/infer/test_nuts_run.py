@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_latentde.errors import LatentDEError
+from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.infer import nuts
 from pyro_latentde.infer.nuts_kernel import STAT_NAMES
 from pyro_latentde.infer.nuts_run import split_rhat
@@ -91,6 +91,23 @@ def test_engines_and_metrics_sample_the_same_posterior():
         posterior = nuts(normal_mean, Y, num_samples=150, num_warmup=100, progress=False, **settings)
         x = posterior.samples["mean"].numpy()
         assert abs(x.mean() - 12 / precision) < 4.5 * x.std() / np.sqrt(az.ess(x))
+
+
+def test_a_known_metric_spares_the_search_for_one():
+    """Scales of 1e-3 and 1e3: with their variances given, the first iterations take few leapfrog steps."""
+    scales = torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)
+
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros_like(scales), scales).to_event(1))
+
+    start, settings = {"x": scales}, {"num_samples": 200, "num_warmup": 15, "progress": False}  # no window fits
+    known = nuts(model, start=start, metric=scales**2, **settings)
+    assert known.stats["n_steps"].max() <= 31 and not known.attrs["dense_mass"]
+    assert torch.allclose(known["x"].std((0, 1)), scales, rtol=0.3)
+    unknown = nuts(model, start=start, max_tree_depth=6, **settings)
+    assert unknown.stats["n_steps"].median() >= 63
+    with pytest.raises(ShapeError, match="metric: expected variances"):
+        nuts(model, metric=scales[:2], **settings)
 
 
 def test_failed_solves_are_divergences_and_are_counted(caplog):

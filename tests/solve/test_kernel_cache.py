@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields are recognised without tracing: the same code compiles once, and nothing it sees is baked in by mistake."""
 
+import ctypes
 import functools
 import math
 import os
@@ -17,6 +18,7 @@ from torch import nn
 import pyro_latentde as lde
 from pyro_latentde.solve.fused import cpu, kernel_cache
 from pyro_latentde.solve.fused import trace as trace_module
+from pyro_latentde.solve.fused.lower import slots
 
 TIMES = tensor(0.0, 1.0)
 Y0 = tensor(1.0, 2.0)
@@ -33,14 +35,26 @@ def grown(rate):
     return Y0 * (1 + 0.5 * rate) ** 2
 
 
+class Memory:
+    """The numbers that lie at an address, as kernels see them."""
+
+    def __init__(self, address):
+        self.address = address
+
+    def __getitem__(self, i):
+        return ctypes.c_double.from_address(self.address + 8 * int(i)).value
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
     """Kernels run in Python as they are written: what they compute is the same, and nothing is compiled."""
+    seen = {"FloatsAt": Memory, "Floats": lambda x: x.reshape(-1), "Ints": lambda x: x.reshape(-1)}
 
     def load_kernel(source, name, small):
-        names = {"math": math, "np": np, "Floats": None, "Ints": None}
+        names = {"math": math, "np": np, "Floats": None, "FloatsAt": None, "Ints": None}
         exec(source, names)
-        return names[name]
+        views = [seen.get(kind, lambda x: x) for _, kind in slots(source, name)]
+        return lambda *args: names[name](*(view(x) for view, x in zip(views, args, strict=True)))
 
     monkeypatch.setattr(cpu, "load_kernel", load_kernel)
 

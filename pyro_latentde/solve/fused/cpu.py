@@ -108,12 +108,8 @@ class Steps:
         return out
 
 
-@dataclass(slots=True)
-class Record:
-    """What a forward solve leaves: outputs, if kept steps, and the report, column by column.
-
-    Columns of the report ``(5, R)``: status, accepted steps, rejected steps, evaluations; the last is not filled in.
-    """
+class Record(NamedTuple):
+    """What a forward solve leaves: outputs, the report ``(5, R)``, column by column, and steps if kept."""
 
     ys: np.ndarray
     report: np.ndarray
@@ -122,26 +118,31 @@ class Record:
 
 @dataclass(slots=True)
 class Arrays:
-    """Inputs as flat arrays with row strides; the parameters end to end in one buffer."""
+    """Inputs where they lie in memory, with row strides; ``held`` keeps them there.
+
+    The parameters are one array that begins at address 0, so that each is read in its own place: ``offsets`` are
+    addresses divided by 8.
+    """
 
     rows: int
-    y0: np.ndarray
+    y0: int
     y0_stride: int
-    times: np.ndarray
+    times: int
     times_stride: int
     points: int
-    t0: np.ndarray
+    t0: int
     t0_stride: int
-    p: np.ndarray
+    offsets: np.ndarray
     layout: "Layout"
     shared: tuple[bool, ...]
+    held: Any
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parameters lie in their buffer, and their gradients in theirs.
+    """Where tangents of the parameters lie, end to end in one buffer, and their gradients in theirs.
 
-    The gradient buffer begins like the parameter buffer; the gradient of a shared parameter lies behind it, one block
+    The gradient buffer begins like that of the tangents; the gradient of a shared parameter lies behind it, one block
     per chunk of rows, of which the first receives the sum.
     """
 
@@ -169,7 +170,7 @@ class Layout:
 
 
 class Bars(NamedTuple):
-    """Cotangents of y0 ``(R, D)``, times ``(R, T)``, t0 ``(R,)``, parameter buffer; ``finite``: none overflowed."""
+    """Cotangents of y0, times, t0 (flat, of all rows), parameter buffer; ``finite``: none overflowed."""
 
     y0: np.ndarray
     times: np.ndarray
@@ -179,6 +180,30 @@ class Bars(NamedTuple):
 
 
 _NO_PLAN = np.zeros((1, 1))
+
+
+def _all_finite(x: np.ndarray) -> bool:
+    if x.size <= 1000 and math.isfinite(x.dot(x)):  # quicker than a sum for few numbers, but squares may overflow
+        return True
+    return math.isfinite(np.add.reduce(x))
+
+
+class _Scratch(threading.local):
+    """Work arrays of a thread, kept: kernels need them only while they run, and making them takes time."""
+
+    def __init__(self) -> None:
+        self.arrays = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+    def of(self, size: int, leaves: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """At least ``size`` numbers and twice ``leaves`` positions."""
+        w, o, _ = self.arrays
+        if w.size < size or o.size < leaves:
+            size, leaves = max(size, w.size), max(leaves, o.size)
+            self.arrays = (np.empty(size), np.empty(leaves, dtype=np.int64), np.empty(leaves, dtype=np.int64))
+        return self.arrays
+
+
+_SCRATCH = _Scratch()
 
 
 @dataclass
@@ -213,10 +238,6 @@ class CpuKernel:
     def _tangent(self) -> tuple[Callable, int]:
         return self._build("tangent", templates.explicit_tangent(self.method, self.states, self.leaves))
 
-    def _scratch(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        k = max(1, self.leaves)
-        return np.empty(size), np.empty(k, dtype=np.int64), np.empty(k, dtype=np.int64)
-
     def forward(
         self,
         a: Arrays,
@@ -225,43 +246,40 @@ class CpuKernel:
         max_steps: int,
         step_size: float | None,
         replay: np.ndarray | None,
-        keep: bool,
+        token: int,
     ) -> Record:
+        """Solve; a ``token`` other than 0 keeps the steps, and the token of row r is ``token + r``."""
         kernel, size = self._forward
         ys = np.empty((a.rows, a.points, self.states))
         report = np.empty((5, a.rows), dtype=np.int64)
-        status, counts = report[0], np.empty((a.rows, 3), dtype=np.int64)
-        spans = np.zeros(2 * a.rows, dtype=np.int64)
+        spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay)
         width = self.states + 2
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
-            w, o, _ = self._scratch(size)
+            w, o, _ = _SCRATCH.of(size, self.leaves)
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
             while row < hi:
-                records = np.empty(((hi - row) * room if keep else 1) * width)
+                records = np.empty(((hi - row) * room if token else 1) * width)
                 end = kernel(
-                    row, hi, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, a.p,
-                    a.layout.offsets,
-                    a.layout.strides, ys.reshape(-1), status, counts.reshape(-1), rtol, atol, max_steps, mode,
-                    step_size or 0.0, plan.reshape(-1), plan.shape[1], keep, records, records.size,
-                    spans, w, o,
+                    row, hi, a.rows, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, 0,
+                    a.offsets, a.layout.strides, ys, report, rtol, atol, max_steps, mode, step_size or 0.0,
+                    plan, plan.shape[1], token, records, records.size, spans, w, o,
                 )  # fmt: skip
-                if keep:
+                if token:
                     blocks.append((row, end, records))
                     taken.append(spans.item(2 * end - 1) if end > row else 0)
                 row, room = end, 2 * room
             return blocks
 
         blocks = [block for part in _POOL.map(task, a.rows) for block in part]
-        report[1:4] = counts.T
-        if not keep:
+        if not token:
             return Record(ys, report, None)
         if a.rows:
             self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
-        return Record(ys, report, Steps(blocks, spans, status, self.states, a))
+        return Record(ys, report, Steps(blocks, spans, report[0], self.states, a))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> "Bars":
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
@@ -271,16 +289,15 @@ class CpuKernel:
         i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
         bars = np.zeros(k + at.size + chunks * at.shared_size)
         y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
-        gy = np.ascontiguousarray(gy).reshape(-1)
 
         def task(lo: int, hi: int) -> None:
-            w, o, q = self._scratch(size)
+            w, o, q = _SCRATCH.of(size, self.leaves)
             for first, last, records in steps.blocks:
                 row = max(lo, first)
                 while row < min(hi, last):
                     end = min(hi, last, (row // CHUNK + 1) * CHUNK) if at.shared_size else min(hi, last)
                     kernel(
-                        row, end, row // CHUNK, a.points, a.times, a.times_stride, a.p, at.offsets, at.strides, gy,
+                        row, end, row // CHUNK, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
                         steps.status, records, steps.spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides,
                         at.chunk_strides, w, o, q,
                     )  # fmt: skip
@@ -289,8 +306,7 @@ class CpuKernel:
         _POOL.map(task, a.rows)
         if at.shared_size:
             g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
-        finite = math.isfinite(np.add.reduce(bars[: k + at.size + at.shared_size]))
-        return Bars(y0_bar.reshape(a.rows, self.states), ts_bar.reshape(a.rows, a.points), t0_bar, g, finite)
+        return Bars(y0_bar, ts_bar, t0_bar, g, _all_finite(bars))
 
     def tangent(
         self,
@@ -305,17 +321,16 @@ class CpuKernel:
         """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
-        flat = [np.ascontiguousarray(x).reshape(-1) for x in (y0_dot, times_dot, t0_dot)]
+        flat = [np.ascontiguousarray(x) for x in (y0_dot, times_dot, t0_dot)]
 
         def task(lo: int, hi: int) -> None:
-            w, o, od = self._scratch(size)
+            w, o, od = _SCRATCH.of(size, self.leaves)
             for first, last, records in steps.blocks:
                 if max(lo, first) < min(hi, last):
                     kernel(
-                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, a.p, a.layout.offsets,
-                        a.layout.strides,
-                        p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, steps.spans, *flat,
-                        out.reshape(-1), w, o, od,
+                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, 0, a.offsets,
+                        a.layout.strides, p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records,
+                        steps.spans, *flat, out, w, o, od,
                     )  # fmt: skip
 
         _POOL.map(task, a.rows)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From kernel source to LLVM: the small typed subset of Python in which kernels are written.
 
-Numbers are ``float`` (64 bits), ``int`` (64 bits) and ``bool``; arrays are flat, ``Floats`` or ``Ints``. Functions are
-annotated, and a variable has the type of its first value. There are assignments, ``if``, ``while``, ``for i in
-range(...)``, ``break``, ``continue``, ``return``, calls among the functions, and the functions of ``math``.
+Numbers are ``float`` (64 bits), ``int`` (64 bits) and ``bool``; arrays are flat, ``Floats`` (or ``FloatsAt``) or
+``Ints``. Functions are annotated, and a variable has the type of its first value. There are assignments, ``if``,
+``while``, ``for i in range(...)``, ``break``, ``continue``, ``return``, calls among the functions, and the functions of
+``math``.
 
 The machine code is entered with one argument, a row of 8-byte slots (see :func:`slots`), since that is the cheapest
-call from Python; an array is given by the address of its NumPy object.
+call from Python; an array is given by the address of its NumPy object, or, ``FloatsAt``, by that of its first entry.
 """
 
 import ast
@@ -40,9 +41,11 @@ def _entry(unit: "_Unit", name: str) -> None:
     def word(base: ir.Value, index: int) -> ir.Value:
         return b.load(b.gep(base, [INT(index)]))
 
-    for k, argument in enumerate(kernel.args, 2):
+    for k, (argument, (_, kind)) in enumerate(zip(kernel.args, unit.parameters(name), strict=True), 2):
         slot = word(entry.args[0], k)
-        if isinstance(argument.type, ir.PointerType):
+        if kind == "FloatsAt":
+            values.append(b.inttoptr(slot, argument.type))
+        elif isinstance(argument.type, ir.PointerType):
             array = b.inttoptr(b.add(slot, INT(object.__basicsize__)), ir.PointerType(INT))
             dtype = word(entry.args[0], 0 if argument.type.pointee == FLOAT else 1)
             fine = b.and_(fine, b.icmp_signed("==", word(array, 5), dtype))
@@ -64,6 +67,10 @@ def slots(source: str, name: str) -> list[tuple[str, str]]:
     """Names and annotations of the parameters of function ``name``; the rest of the source is not read."""
     head = source[source.index(f"def {name}(") :].split(":\n", 1)[0]
     (tree,) = ast.parse(head + ": pass").body
+    return _parameters(tree)
+
+
+def _parameters(tree: ast.FunctionDef) -> list[tuple[str, str]]:
     return [(a.arg, a.annotation.id) for a in tree.args.args]
 
 
@@ -88,6 +95,9 @@ class _Unit:
                     argument.add_attribute("noalias")
             _Body(self, function).lower(tree)
         return self.done[name]
+
+    def parameters(self, name: str) -> list[tuple[str, str]]:
+        return _parameters(self.functions[name])
 
     def external(self, name: str, count: int) -> ir.Function:
         if name not in self.done:

@@ -15,6 +15,7 @@ TYPES = {
     "int": INT,
     "bool": BOOL,
     "Floats": ir.PointerType(FLOAT),
+    "FloatsAt": ir.PointerType(FLOAT),
     "Ints": ir.PointerType(INT),
 }
 

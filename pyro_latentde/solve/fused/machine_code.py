@@ -49,7 +49,7 @@ def enter(code: bytes, name: str, parameters: list[tuple[str, str]]) -> Callable
     """A Python function that runs the machine code without the GIL.
 
     Args:
-        parameters: Names and kinds (``int``, ``float``, ``bool``, ``Floats``, ``Ints``), see ``lower.py``.
+        parameters: Names and kinds (``int``, ``float``, ``bool``, ``Floats``, ``FloatsAt``, ``Ints``): ``lower.py``.
     """
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -6,7 +6,8 @@ Inputs, in this order: y0 ``(D,)``, times ``(T,)``, t0 ``()``, then every parame
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from pyro_latentde.solve.fused.cpu import Arrays, Bars, CpuKernel, Layout, Record, Steps
 from pyro_latentde.solve.fused.graph_torch import graph_field
+from pyro_latentde.solve.lift import is_wrapped
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
-from pyro_latentde.solve.step_store import find_steps, keep_steps, tie_to
+from pyro_latentde.solve.step_store import Tie, find_steps, keep_steps, new_token, tie_to
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 from pyro_latentde.solve.torch_solve import replay_function, require_sorted, solve_outputs
 
@@ -46,21 +48,33 @@ def _flat(t: Tensor) -> np.ndarray:
     return np.ascontiguousarray(t.numpy(force=True), dtype=np.float64).reshape(-1)
 
 
-def _arrays(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> Arrays:
-    y0, times, t0 = tensors[:3]
-    p, layout = _buffer(rows, tensors[3:], shared[3:])
+def _located(t: Tensor) -> tuple[int, Tensor]:
+    """Where the values of a tensor lie as kernels read them, and who holds them: the tensor, or a copy of it."""
+    if t.dtype is torch.float64 and t.is_contiguous() and not (t.is_neg() or is_wrapped(t)):
+        address = t.data_ptr()
+        if address and address % 8 == 0:  # symbolic zeros lie nowhere
+            return address, t
+    copy = torch.from_numpy(np.array(t.numpy(force=True), dtype=np.float64, order="C"))
+    return copy.data_ptr(), copy
+
+
+def _arrays(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Arrays:
+    places = [_located(t) for t in tensors]
+    (y0, _), (times, _), (t0, _), *leaves = places
+    size, points = tensors[0].shape[-1], tensors[1].shape[-1]
     return Arrays(
         rows,
-        _flat(y0),
-        0 if shared[0] else y0.shape[-1],
-        _flat(times),
-        0 if shared[1] else times.shape[-1],
-        times.shape[-1],
-        _flat(t0),
+        y0,
+        0 if shared[0] else size,
+        times,
+        0 if shared[1] else points,
+        points,
+        t0,
         0 if shared[2] else 1,
-        p,
-        layout,
-        tuple(shared),
+        np.array([address >> 3 for address, _ in leaves], dtype=np.int64),
+        _layout(rows, tensors[3:], shared[3:]),
+        shared,
+        places,
     )
 
 
@@ -69,15 +83,9 @@ def _arrays_of(steps: Steps, rows: int, shared: tuple[bool, ...], tensors: Seque
     return steps.inputs if steps.inputs.shared == shared else _arrays(rows, shared, tensors)
 
 
-def _buffer(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> tuple[np.ndarray, Layout]:
-    """Parameters end to end, and where each lies."""
+def _layout(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> Layout:
     # what one row has to itself is not shared with anybody, and saves the sum over rows
-    layout = Layout.of(rows, tuple([x.numel() for x in leaves]), tuple(shared) if rows != 1 else (False,) * len(leaves))
-    parts = [_flat(x) for x in leaves]
-    return (np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else _EMPTY), layout
-
-
-_EMPTY = np.zeros(0)
+    return Layout.of(rows, tuple([x.numel() for x in leaves]), tuple(shared) if rows != 1 else (False,) * len(leaves))
 
 
 class FusedSolve(RowFunction):
@@ -91,19 +99,30 @@ class FusedSolve(RowFunction):
         self.kernel, self.settings, self.replay = kernel, settings, replay
         self.wrt = tuple(range(3 + kernel.leaves))
 
-    def record(self, a: Arrays, keep: bool) -> Record:
+    def record(self, a: Arrays, token: int) -> Record:
+        """Solve, and keep the steps unless ``token`` is 0."""
         s = self.settings
         replay = None if self.replay is None else self.replay.detach().double().cpu().numpy()
-        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, keep)
+        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        return self._run(rows, shared, tensors, new_token() if self.settings.keep else 0)
+
+    def run_on(self, ctx: Any, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        token = new_token()
+        outputs = self._run(rows, shared, tensors, token)
+        ctx.steps_tie = Tie(token)
+        return outputs
+
+    def _run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> list[Tensor]:
         a = _arrays(rows, shared, tensors)
         if not self.settings.checked:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
-        record = self.record(a, self.settings.keep)
-        record.report[4] = 0 if record.steps is None else keep_steps(record.steps)
+        record = self.record(a, token)
+        if token:
+            keep_steps(token, record.steps)
         ys, dtype = torch.from_numpy(record.ys), tensors[0].dtype
-        return [ys if dtype == torch.float64 else ys.to(dtype), torch.from_numpy(record.report.T)]
+        return [ys if dtype is torch.float64 else ys.to(dtype), torch.from_numpy(record.report.T)]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return solve_outputs(rows, tensors)
@@ -117,7 +136,7 @@ class FusedSolve(RowFunction):
         steps = find_steps(tensors[-1])
         if steps is None:
             n = len(tensors) - 1
-            steps = self.record(_arrays(rows, shared[:n], tensors[:n]), True).steps
+            steps = self.record(_arrays(rows, shared[:n], tensors[:n]), new_token()).steps
         return steps
 
     def replayed(self) -> TorchRows:
@@ -160,10 +179,17 @@ class _FusedVJP(RowFunction):
         return self.run_some(rows, shared, tensors, (True,) * len(self.follows))
 
     def run_some(
-        self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], wanted: Sequence[bool]
+        self,
+        rows: int,
+        shared: tuple[bool, ...],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[bool],
+        ctx: Any = None,
     ) -> list[Tensor | None]:
         *inputs, gys = tensors
-        steps = self.solve.steps(rows, shared[:-1], inputs)
+        steps = ctx.steps_tie.steps() if ctx is not None else None
+        if steps is None:
+            steps = self.solve.steps(rows, shared[:-1], inputs)
         a = _arrays_of(steps, rows, shared[:-2], inputs[:-1])
         gy = np.ascontiguousarray(gys.numpy(force=True), dtype=np.float64)
         if self.solve.settings.sensitivity == "forward":
@@ -202,7 +228,8 @@ class _FusedJVP(RowFunction):
             np.broadcast_to(_flat(d).reshape(d.shape), (rows, *d.shape[0 if one else 1 :]))
             for d, one in zip(moves[:3], shared[n + 1 : n + 4], strict=True)
         )
-        p_dot, layout = _buffer(rows, moves[3:], shared[n + 4 :])
+        layout = _layout(rows, moves[3:], shared[n + 4 :])
+        p_dot = np.concatenate([np.zeros(0), *map(_flat, moves[3:])])
         out = self.solve.kernel.tangent(a, steps, y0_dot, times_dot, t0_dot, p_dot, layout)
         return [torch.from_numpy(out).to(tensors[0].dtype)]
 
@@ -222,7 +249,7 @@ def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.n
     ok = (steps.status == Status.OK)[:, None, None]
     seed = np.where(ok, gy, 0.0)
     y0_bar, ts_bar, t0_bar = np.zeros((rows, d)), np.zeros((rows, points)), np.zeros(rows)
-    zeros = (np.zeros((rows, d)), np.zeros((rows, points)), np.zeros(rows), np.zeros_like(a.p))
+    zeros = (np.zeros((rows, d)), np.zeros((rows, points)), np.zeros(rows), np.zeros(a.layout.size))
 
     def sensitivity(which: int, index: tuple) -> np.ndarray:
         moves = [z.copy() if i == which else z for i, z in enumerate(zeros)]
@@ -248,7 +275,7 @@ def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.n
 
 def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray, bars: Bars) -> Bars:
     """Rows whose cotangent overflows although what came in is finite: zero gradient, a status, a message."""
-    per_row = [bars[0], bars[1], bars[2][:, None]]
+    per_row = [x.reshape(a.rows, -1) for x in bars[:3]]
     for offset, _, stride, _ in zip(*a.layout.columns, strict=True):
         if stride:
             per_row.append(bars[3][offset : offset + a.rows * stride].reshape(a.rows, stride))
@@ -272,25 +299,16 @@ def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray
 
 def _row(a: Arrays, r: int) -> Arrays:
     """Row r alone."""
-
-    def part(x: np.ndarray, stride: int, size: int) -> np.ndarray:
-        return x[r * stride : r * stride + size] if stride else x
-
-    columns = list(zip(*a.layout.columns, strict=True))
-    pieces = [part(a.p[offset : offset + length], stride, stride) for offset, length, stride, _ in columns]
-    layout = Layout.of(1, tuple(x.size for x in pieces), (False,) * len(pieces))
-    return Arrays(
-        1,
-        part(a.y0, a.y0_stride, a.y0_stride),
-        a.y0_stride,
-        part(a.times, a.times_stride, a.times_stride),
-        a.times_stride,
-        a.points,
-        part(a.t0, a.t0_stride, 1),
-        a.t0_stride,
-        np.concatenate(pieces) if pieces else _EMPTY,
-        layout,
-        a.shared,
+    _, lengths, strides, _ = a.layout.columns
+    sizes = tuple(stride or length for length, stride in zip(lengths, strides, strict=True))
+    return replace(
+        a,
+        rows=1,
+        y0=a.y0 + 8 * r * a.y0_stride,
+        times=a.times + 8 * r * a.times_stride,
+        t0=a.t0 + 8 * r * a.t0_stride,
+        offsets=a.offsets + r * a.layout.strides,
+        layout=Layout.of(1, sizes, (False,) * len(sizes)),
     )
 
 
@@ -302,7 +320,7 @@ def _row_steps(steps: Steps, r: int) -> Steps:
 def _gradient(rows: int, shared: tuple[bool, ...], k: int, tensor: Tensor, a: Arrays, bars: Bars) -> Tensor:
     """Cut the gradient of input k, which is ``tensor``, out of the buffer."""
     if k < 3:
-        piece = np.asarray(bars[k].sum(0)) if shared[k] and rows != 1 else bars[k]
+        piece = bars[k].reshape(rows, tensor.numel()).sum(0) if shared[k] and rows != 1 else bars[k]
     else:
         _, lengths, _, places = a.layout.columns
         piece = bars.p[places[k - 3] : places[k - 3] + lengths[k - 3]]

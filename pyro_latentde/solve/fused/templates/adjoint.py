@@ -20,7 +20,7 @@ def explicit_adjoint(method: Method, d: int, leaves: int) -> str:
 def _walk_back(at: WorkLayout, d: int, leaves: int) -> str:
     """From the last recorded step of a row to its first, each with the outputs that lie in it."""
     return f"""
-def adjoint(lo: int, hi: int, chunk: int, T: int, ts: Floats, tss: int, p: Floats, po: Ints, ps: Ints, gy: Floats,
+def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, gy: Floats,
             status: Ints, buf: Floats, spans: Ints, y0_bar: Floats, ts_bar: Floats, t0_bar: Floats, g: Floats,
             go: Ints, gs: Ints, gc: Ints, w: Floats, o: Ints, q: Ints) -> int:
     for r in range(lo, hi):

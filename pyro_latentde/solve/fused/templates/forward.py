@@ -25,10 +25,11 @@ def explicit_forward(method: Method, d: int, leaves: int) -> str:
 def _start_of_row(at: WorkLayout, d: int, leaves: int) -> str:
     """The state and its slope at t0; outputs there."""
     return f"""
-def forward(lo: int, hi: int, T: int, y0: Floats, y0s: int, ts: Floats, tss: int, t0: Floats, t0s: int, p: Floats,
-            po: Ints, ps: Ints, ys: Floats, status: Ints, counts: Ints, rtol: float, atol: float, max_steps: int,
-            mode: int, step: float, hs: Floats, hss: int, keep: bool, buf: Floats, room: int, spans: Ints, w: Floats,
+def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: FloatsAt, tss: int, t0: FloatsAt, t0s: int,
+            p: FloatsAt, po: Ints, ps: Ints, ys: Floats, report: Ints, rtol: float, atol: float, max_steps: int,
+            mode: int, step: float, hs: Floats, hss: int, token: int, buf: Floats, room: int, spans: Ints, w: Floats,
             o: Ints) -> int:
+    keep = token != 0
     pos = 0
     for r in range(lo, hi):
         for k in range({leaves}):
@@ -207,17 +208,18 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
 
 
 def _end_of_row(d: int) -> str:
-    """NaN where the row did not arrive; status and counts."""
+    """NaN where the row did not arrive; the report, column by column."""
     return f"""        if j < T and code == 0:  # no steps were given
             code = 1
         while j < T:
             for i in range({d}):
                 ys[(r * T + j) * {d} + i] = np.nan
             j += 1
-        status[r] = code
-        counts[3 * r] = accepted
-        counts[3 * r + 1] = rejected
-        counts[3 * r + 2] = evals
+        report[r] = code
+        report[R + r] = accepted
+        report[2 * R + r] = rejected
+        report[3 * R + r] = evals
+        report[4 * R + r] = token + r if keep else 0
         spans[2 * r + 1] = pos
     return hi
 """

@@ -22,9 +22,9 @@ def explicit_tangent(method: Method, d: int, leaves: int) -> str:
         )
     weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
     return f"""
-def tangent(lo: int, hi: int, T: int, ts: Floats, tss: int, p: Floats, po: Ints, ps: Ints, pd: Floats, pdo: Ints,
-            pds: Ints, status: Ints, buf: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats, t0_dot: Floats,
-            ys_dot: Floats, w: Floats, o: Ints, od: Ints) -> int:
+def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
+            pdo: Ints, pds: Ints, status: Ints, buf: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats,
+            t0_dot: Floats, ys_dot: Floats, w: Floats, o: Ints, od: Ints) -> int:
     for r in range(lo, hi):
         for k in range({leaves}):
             o[k] = po[k] + r * ps[k]

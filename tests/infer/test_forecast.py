@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encodings, forecasts, interventions and prior draws of a decay with an exact guide: all has a closed form."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.testing import assert_close
+
+import pyro_latentde as lde
+from pyro_latentde.errors import DataError, LatentDEError, ShapeError
+from pyro_latentde.infer import Fit, fit_svi
+from pyro_latentde.models import GOKU
+
+RATES = torch.tensor([0.3, 0.8, 1.5], dtype=torch.float64)
+STARTS = torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64)
+NOISE = 0.1
+
+
+def decay(t, y, p):
+    return -p["rate"] * y
+
+
+def model(series, times=None):
+    """z' = -rate z from the first time on, observed with noise."""
+    with lde.series_plate(series):
+        z0 = pyro.sample("z0", dist.Normal(torch.full((1,), 2.0).double(), 0.5).to_event(1))
+        rate = pyro.sample("rate", dist.LogNormal(torch.tensor(-0.4).double(), 0.3))
+        pyro.deterministic("half_life", math.log(2.0) / rate, event_dim=0)
+        where = series.times if times is None else times.expand(len(series), -1)
+        options = {"event_dims": {"rate": 0}, "rtol": 1e-10, "atol": 1e-12}
+        z = lde.ode("z", decay, z0, where, {"rate": rate}, t0=series.times[:, 0], **options)
+        lde.observe("obs", dist.Normal(z, NOISE), series if times is None and series.values is not None else None)
+
+
+def sure_guide(series, times=None):
+    """What values without noise say: the first one, and the rate between the first two."""
+    (y0, y1), (t0, t1) = series.values[:, :2, 0].unbind(1), series.times[:, :2].unbind(1)
+    with lde.series_plate(series):
+        pyro.sample("z0", dist.Delta(y0[:, None], event_dim=1))
+        pyro.sample("rate", dist.Delta((y0 / y1).log() / (t1 - t0)))
+
+
+def unsure_guide(series, times=None):
+    """Right on average."""
+    with lde.series_plate(series):
+        pyro.sample("z0", dist.Normal(series.values[:, 0], 0.05).to_event(1))
+        pyro.sample("rate", dist.LogNormal(RATES.log(), 0.1))
+
+
+def curve(times, rates=RATES, starts=STARTS):
+    """(N, T, 1) at times (N, T) or (T,)."""
+    times = times.expand(3, -1)
+    return (starts[:, None] * torch.exp(-rates[:, None] * (times - times[:, :1])))[..., None]
+
+
+def make_fit(guide=sure_guide, of=model):
+    return Fit(torch.zeros(0).double(), 0, guide, of, (), {}, 0.0, {})
+
+
+@pytest.fixture
+def series():
+    times = torch.tensor([[1.0, 1.5, 2.0, 3.0], [0.0, 0.2, 0.4, 0.5], [-1.0, 0.0, 2.0, 2.2]]).double()
+    return lde.Series.from_tensors(times, curve(times))
+
+
+def exact(series, times):
+    return STARTS[:, None, None] * torch.exp(-RATES[:, None] * (times.expand(3, -1) - series.times[:, :1]))[..., None]
+
+
+def test_forecast_of_steps_goes_on_at_the_last_gap(series):
+    forecast = make_fit().forecast(series, 3, num_samples=2)
+    steps = torch.tensor([1.0, 2.0, 3.0]).double()
+    expected = torch.tensor([[3.0], [0.5], [2.2]]).double() + torch.tensor([[1.0], [0.1], [0.2]]).double() * steps
+    assert_close(forecast.times, expected)
+    assert_close(forecast.mean, exact(series, expected), rtol=1e-6, atol=1e-8)
+    assert forecast.z.shape == forecast.means.shape == forecast.values.shape == (2, 3, 3, 1)
+    assert_close(forecast.latents["rate"], RATES.expand(2, 3))
+    assert repr(forecast) == "Forecast(2 draws, 3 series, 3 times, 1 values)"
+
+
+def test_forecast_of_steps_after_ragged_series():
+    """The second series ends at its second time; what pads it is no gap."""
+    times = [torch.tensor([0.0, 1.0, 3.0]).double(), torch.tensor([0.0, 0.5]).double()]
+    values = [2.0 * torch.exp(-0.3 * times[0]), torch.exp(-0.8 * times[1])]
+    series = lde.Series.from_tensors(times, values)
+    forecast = make_fit().forecast(series, 2, num_samples=1)
+    assert_close(forecast.times, torch.tensor([[5.0, 7.0], [1.0, 1.5]]).double())
+    expected = [[2 * math.exp(-1.5), 2 * math.exp(-2.1)], [math.exp(-0.8), math.exp(-1.2)]]
+    assert_close(forecast.mean[..., 0], torch.tensor(expected).double(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_forecast_at_given_times_inside_and_after(series, shared):
+    times = torch.tensor([3.0, 3.5, 9.0]).double()
+    if not shared:
+        times = series.times[:, :1] + torch.tensor([0.0, 0.7, 5.0]).double()
+    forecast = make_fit().forecast(series, times, num_samples=1)
+    assert_close(forecast.times, times.expand(3, -1))
+    assert_close(forecast.mean, exact(series, times), rtol=1e-6, atol=1e-8)
+
+
+def test_reconstruction_is_at_the_own_times(series):
+    forecast = make_fit().reconstruct(series, 2, noise=False)
+    assert_close(forecast.mean, series.values, rtol=1e-6, atol=1e-8)
+    assert forecast.values is None
+
+
+def test_encoding_holds_sites_and_what_the_model_makes_of_them(series):
+    draws = make_fit(unsure_guide).encode(series, 400, seed=3)
+    assert {name: tuple(value.shape) for name, value in draws.items()} == {
+        "z0": (400, 3, 1),
+        "rate": (400, 3),
+        "half_life": (400, 3),
+    }
+    assert_close(draws["half_life"], math.log(2.0) / draws["rate"])
+    # five standard errors of a mean of 400 draws
+    assert_close(draws["z0"].mean(0)[:, 0], STARTS, rtol=0, atol=5 * 0.05 / 20)
+    assert_close(draws["rate"].log().std(0), torch.full((3,), 0.1).double(), rtol=0.2, atol=0)
+    assert torch.equal(draws["z0"], make_fit(unsure_guide).encode(series, 400, seed=3)["z0"])
+
+
+@pytest.mark.parametrize("value", [0.5, torch.tensor(0.5), torch.tensor([0.5, 1.0, 2.0])])
+def test_intervention_on_the_rate(series, value):
+    times = torch.linspace(3.0, 6.0, 4).double()
+    forecast = make_fit().forecast(series, times, num_samples=2, do={"rate": value}, noise=False)
+    rates = torch.as_tensor(value).double().expand(3)
+    expected = STARTS[:, None, None] * torch.exp(-rates[:, None] * (times - series.times[:, :1]))[..., None]
+    assert_close(forecast.mean, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_intervention_on_the_start(series):
+    forecast = make_fit().forecast(series, 1, num_samples=1, do={"z0": [7.0]}, noise=False)
+    expected = 7.0 / STARTS[:, None, None] * exact(series, forecast.times)
+    assert_close(forecast.mean, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_intervention_on_a_named_parameter_of_a_goku_net():
+    """All pendulums of one length, whatever the guide says: the field with that length, from the drawn starts."""
+
+    def pendulum(t, z, p):
+        return torch.stack([z[1], -10.0 / p["length"] * z[0].sin()])
+
+    start = dist.Normal(torch.zeros(2), 0.5).to_event(1)
+    pair = GOKU(pendulum, start, {"length": dist.Uniform(1.0, 2.0)}, values=4)
+    videos = lde.Series.from_tensors(torch.linspace(0, 1, 5), torch.rand(3, 5, 4), dtype=torch.float32)
+    fit = fit_svi(pair.model, pair.guide, videos, num_steps=1, progress=False)
+    ahead = torch.linspace(1, 2, 6)
+    for length in (1.25, torch.tensor([1.25, 1.5, 2.5])):
+        forecast = fit.forecast(videos, ahead, num_samples=2, do={"length": length}, noise=False)
+        p = {"length": torch.as_tensor(length).expand(3)}
+        for i in range(2):
+            z0 = forecast.latents["z0"][i]
+            solved = lde.odesolve(pendulum, z0, ahead, p, t0=torch.zeros(3), event_dims={"length": 0}).ys
+            assert_close(forecast.z[i], solved, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(forecast.z, fit.forecast(videos, ahead, num_samples=2, noise=False).z)
+
+
+def test_noise_is_that_of_the_model(series):
+    forecast = make_fit().forecast(series, 5, num_samples=400)
+    residual = forecast.values - forecast.means
+    # 6,000 draws; five standard errors
+    assert residual.std() == pytest.approx(NOISE, rel=5 / math.sqrt(2 * 6000))
+    assert residual.mean() == pytest.approx(0.0, abs=5 * NOISE / math.sqrt(6000))
+    low, high = forecast.band(0.9)
+    assert (high - low).mean() == pytest.approx(2 * 1.645 * NOISE, rel=0.1)
+    narrow = forecast.band(0.9, noise=False)
+    assert_close(narrow[0], narrow[1])
+
+
+def test_scores_of_an_honest_forecast(series):
+    """The truth is a draw of the forecast's own distribution: 3,000 values, intervals of 1,000 draws."""
+    times = torch.linspace(3.0, 4.0, 1000).double()
+    forecast = make_fit().forecast(series, times, num_samples=1000)
+    clean = exact(series, times)
+    truth = clean + NOISE * torch.randn(clean.shape).double()
+    found = forecast.scores(truth, probability=0.8)
+    assert found["rmse"] == pytest.approx(NOISE, rel=0.07)  # five standard errors
+    assert found["l1"] == pytest.approx(NOISE * math.sqrt(2 / math.pi), rel=0.07)
+    assert found["coverage"] == pytest.approx(0.8, abs=0.04)
+    assert found["crps"] == pytest.approx(NOISE / math.sqrt(math.pi), rel=0.1)  # of a normal law, for its own draws
+    half = torch.rand(clean.shape) < 0.5
+    observed = lde.Series.from_tensors(times, torch.where(half, clean, clean + 100), mask=half)
+    assert forecast.scores(observed)["l1"] == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(ShapeError, match=r"\(3, 7, 1\).*\(3, 1000, 1\)"):
+        forecast.scores(truth[:, :7])
+
+
+def test_samples_have_the_moments_of_the_prior():
+    """4,000 series: each mean within five standard errors, a false alarm in a million."""
+    times = torch.tensor([0.0, 1.0]).double()
+    drawn = make_fit().sample(times, 4000, seed=5)
+    assert drawn.means.shape == drawn.values.shape == (1, 4000, 2, 1) and not drawn.latents
+    first = drawn.values[0, :, 0, 0]
+    assert first.mean() == pytest.approx(2.0, abs=5 * math.sqrt(0.26 / 4000))
+    assert first.var() == pytest.approx(0.26, rel=5 * math.sqrt(2 / 4000))
+    rate = (drawn.z[0, :, 0, 0] / drawn.z[0, :, 1, 0]).log()
+    assert rate.log().mean() == pytest.approx(-0.4, abs=5 * 0.3 / math.sqrt(4000))
+    assert rate.log().std() == pytest.approx(0.3, rel=5 / math.sqrt(8000))
+
+
+def test_memory_is_bounded(series):
+    with pytest.raises(LatentDEError, match=r"1000 draws take .* GB, more than memory='1MB'.*num_samples="):
+        make_fit().forecast(series, torch.linspace(3, 4, 50).double(), num_samples=1000, memory="1MB")
+
+
+@pytest.mark.parametrize("horizon", [0, -2])
+def test_steps_are_positive(series, horizon):
+    with pytest.raises(DataError, match=f"horizon = {horizon}"):
+        make_fit().forecast(series, horizon)
+
+
+def test_steps_after_a_single_time_have_no_length():
+    one = lde.Series.from_tensors(torch.zeros(3, 1).double(), STARTS[:, None, None])
+    with pytest.raises(DataError, match="the step is not known.*give the times"):
+        make_fit().forecast(one, 4)
+
+
+def test_models_without_observations_are_refused(series):
+    def silent(series, times=None):
+        with lde.series_plate(series):
+            pyro.sample("z0", dist.Normal(torch.zeros(1).double(), 0.5).to_event(1))
+            pyro.sample("rate", dist.LogNormal(torch.tensor(0.0).double(), 0.3))
+
+    with pytest.raises(LatentDEError, match="one lde.observe site in the model, found 0"):
+        make_fit(of=silent).forecast(series, 2)
+
+
+@pytest.mark.gpu
+def test_results_are_where_the_series_are(series):
+    class Rate(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.zeros(()).double())
+
+        def forward(self, series, times=None):
+            with lde.series_plate(series):
+                pyro.sample("z0", dist.Delta(series.values[:, 0] + self.shift, event_dim=1))
+                pyro.sample("rate", dist.Delta(torch.ones_like(series.times[:, 0])))
+
+    guide = Rate().cuda()
+    fit = Fit(torch.zeros(0).double(), 0, guide, model, (), {}, 0.0, {}, weights=dict(guide.named_parameters()))
+    assert fit.encode(series, 2)["z0"].device == series.times.device
