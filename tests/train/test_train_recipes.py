@@ -94,6 +94,7 @@ def test_floors_use_what_is_observed():
     nan = float("nan")
     values = torch.tensor([[[1.0, 5.0], [3.0, nan], [nan, 9.0], [7.0, 7.0], [0.0, 0.0]]])
     series = lde.Series.from_tensors(torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0]), values)
+    series = dataclasses.replace(series, values=torch.where(series.mask, series.values, 99.0))  # whatever fills gaps
     found = evaluation.floors(series, 4)
     assert found["last"].tolist() == [[[7.0, 7.0]]]
     assert_close(found["mean"], torch.tensor([[[11 / 3, 7.0]]]))
