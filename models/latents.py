@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.joint import Joint
+from pyro_latentde.distributions.placement import placed
 from pyro_latentde.errors import ShapeError
 
 __all__ = ["Latent", "Prior"]
@@ -69,7 +71,8 @@ class Latent(PyroModule):
         """Name of the sampled site."""
         return name if self.head is None else f"{name}_code"
 
-    def forward(self, name: str, shared: dict[str, Tensor]) -> Tensor:
-        """Draw the vector, (*batch, P)."""
-        drawn = pyro.sample(self.site(name), self.prior(shared))
+    def forward(self, name: str, shared: dict[str, Tensor], device: torch.device | None = None) -> Tensor:
+        """Draw the vector, (*batch, P), on a device; by default where the prior is."""
+        prior = self.prior(shared) if device is None else placed(self.prior(shared), device)
+        drawn = pyro.sample(self.site(name), prior)
         return drawn if self.head is None else pyro.deterministic(name, self.head(drawn), event_dim=1)

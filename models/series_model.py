@@ -14,6 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.distributions.placement import placed
 from pyro_latentde.models.latents import Latent
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.unknown import draw_weights
@@ -83,10 +84,11 @@ class SeriesModel(PyroModule):
         Returns:
             Values of the site "obs", (N, T, D).
         """
-        shared = {name: pyro.sample(name, prior) for name, prior in self.shared.items()}
+        device = series.times.device
+        shared = {name: pyro.sample(name, placed(prior, device)) for name, prior in self.shared.items()}
         draw_weights(self)
         with series_plate(series):
-            z0 = self.z0("z0", shared).to(series.times)
+            z0 = self.z0("z0", shared, device).to(series.times)
             params = self._params_of(shared, series)
             if self.augment:
                 z0 = torch.cat([z0, z0.new_zeros(*z0.shape[:-1], self.augment)], dim=-1)
@@ -110,7 +112,7 @@ class SeriesModel(PyroModule):
     def _params_of(self, shared: dict[str, Tensor], series: Series) -> dict[str, Tensor] | None:
         params = dict(shared)
         if self.theta is not None:
-            theta = self.theta("theta", shared).to(series.times)
+            theta = self.theta("theta", shared, series.times.device).to(series.times)
             names = self.theta.names(shared) or tuple(f"theta{i}" for i in range(theta.shape[-1]))
             entries = zip(names, theta.unbind(-1), strict=True)
             params |= {name: pyro.deterministic(name, entry, event_dim=0) for name, entry in entries}

@@ -107,6 +107,9 @@ class SeriesGuide(PyroModule):
                 if name in self.stations:
                     base = base.to_event(1)
                 transform = self.transforms[name]
+                if transform is not None:
+                    # the inverse of a draw is the draw's own unconstrained numbers: remembered, for this call only
+                    transform = transform.with_cache(1)
                 fn = base if transform is None else dist.TransformedDistribution(base, [transform])
                 drawn[name] = pyro.sample(name, fn)
                 if self.structured and name not in self.stations:
@@ -159,8 +162,7 @@ def _transform(prior: dist.Distribution) -> torch.distributions.Transform | None
     support = prior.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    # the inverse of a draw is the draw's own unconstrained numbers: remembered, not computed
-    return None if support is real else biject_to(prior.support).with_cache(1)
+    return None if support is real else biject_to(prior.support)
 
 
 def _unconstrained_size(prior: dist.Distribution) -> int:

@@ -35,6 +35,9 @@ class Sleep(ELBO):
 
     Args:
         plate: name of the plate of series.
+        proposal: a guide, usually a copy of the trained one. Latent values of the dreams are then its draws at the real
+            series instead of draws of the prior: dreams are like the data, and the prior in the formula is the
+            distribution of what is found in them.
 
     References:
         Hinton, Dayan, Frey and Neal, "The wake-sleep algorithm for unsupervised neural networks", Science 268, 1995.
@@ -55,9 +58,9 @@ class Sleep(ELBO):
         2
     """
 
-    def __init__(self, plate: str = "series") -> None:
+    def __init__(self, plate: str = "series", proposal: Callable | None = None) -> None:
         super().__init__()
-        self.plate = plate
+        self.plate, self.proposal = plate, proposal
 
     def _get_trace(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
@@ -68,14 +71,15 @@ class Sleep(ELBO):
         with torch.no_grad():
             asleep = poutine.trace(guide).get_trace(*args, **kwargs)
             shared = {n: v["value"] for n, v in asleep.nodes.items() if _is_latent(v) and not self._is_local(v)}
-            dreaming = poutine.condition(poutine.uncondition(model), data=shared)
+            given = shared | ({} if self.proposal is None else self._proposed(*args, **kwargs))
+            dreaming = poutine.condition(poutine.uncondition(model), data=given)
             dream = poutine.trace(dreaming).get_trace(*args, **kwargs)
         if any((node.get("infer") or {}).get("prior") for node in dream.nodes.values()):
             raise LatentDEError(
                 "Sleep: a model with multiple shooting cannot dream whole series, since its segments have starts of "
                 "their own; set model.shooting = None, and make a guide for that model."
             )
-        latents = {n: v["value"] for n, v in dream.nodes.items() if _is_latent(v) and n in asleep.nodes}
+        latents = {n: dream.nodes[n]["value"] for n, v in asleep.nodes.items() if _is_latent(v) and n in dream.nodes}
         values = _observations(dream)
         series = replace(args[0], values=values.nan_to_num(0.0, 0.0, 0.0))
         trace = poutine.trace(poutine.condition(guide, data=latents)).get_trace(series, *args[1:], **kwargs)
@@ -102,6 +106,11 @@ class Sleep(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return float(loss.detach())
+
+    def _proposed(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        with poutine.block():
+            trace = poutine.trace(self.proposal).get_trace(*args, **kwargs)
+        return {n: v["value"] for n, v in trace.nodes.items() if _is_latent(v) and self._is_local(v)}
 
     def _is_local(self, node: dict[str, Any]) -> bool:
         return any(frame.name == self.plate for frame in node["cond_indep_stack"])

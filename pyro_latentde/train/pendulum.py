@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyro.distributions as dist
 import torch
@@ -20,17 +21,18 @@ __all__ = ["RECIPES"]
 
 PIXELS, OBSERVED = 784, 50
 FRICTION = 0.7  # kg/s, unknown to the models
-PIXEL_SD = 0.1  # how far a drawn pixel may be off; the frames have no noise of their own
+PIXEL_SD = 0.1  # at the start: how far a drawn pixel may be off; the frames have no noise of their own
 
 
-def _config(train: int, heldout: int, test: int, steps: int) -> Config:
+def _config(train: int, heldout: int, test: int, steps: int, sleep: int) -> Config:
     # Windows grow: one frame teaches the decoder what a state looks like, long ones the physics.
-    window = schedules.progressive(4, OBSERVED, steps // 2)
-    rate = schedules.warmup(100, schedules.cosine(1e-3, 1e-5, steps))
-    return Config(train, heldout, test, steps, 64, window, rate)
+    window = schedules.progressive(4, OBSERVED, 2 * steps // 5)
+    rate = schedules.warmup(100, schedules.cosine(2e-3, 2e-5, steps))
+    return Config(train, heldout, test, steps, 64, window, rate, sleep)
 
 
-QUICK, FULL = _config(450, 45, 50, 2500), _config(405, 45, 50, 12_000)
+QUICK, FULL = _config(450, 45, 50, 2000, 400), _config(405, 45, 50, 12_000, 3000)
+_LATENT_QUICK, _LATENT_FULL = replace(QUICK, sleep=0), replace(FULL, sleep=0)
 
 
 def _data(friction: float) -> Callable[[Config, int], Split]:
@@ -55,7 +57,7 @@ def _goku(unknown: nn.Module | None = None) -> Callable[[Split], nn.Module]:
             _start(),
             pendulum.priors()["theta"],
             values=PIXELS,
-            likelihood=Gaussian(sd=PIXEL_SD),
+            likelihood=Gaussian(sd="learned", start=PIXEL_SD),
             states=pendulum.STATES,
             unknown=None if unknown is None else unknown(),
             into=None if unknown is None else [1],
@@ -72,7 +74,7 @@ def _latent_ode(split: Split) -> nn.Module:
         values=PIXELS,
         latent=latent,
         decoder=ResidualMLP(latent, PIXELS, output="sigmoid"),
-        likelihood=Gaussian(sd=PIXEL_SD),
+        likelihood=Gaussian(sd="learned", start=PIXEL_SD),
         guide={"frames": frames, "encoder": encoder},
         units=100,
     )
@@ -101,7 +103,13 @@ RECIPES = {
         _LENGTH,
     ),
     "latent-ode-pendulum": Recipe(
-        "latent ODE on pendulum videos: nothing is known", QUICK, FULL, _data(0.0), _latent_ode, OBSERVED, "intensity"
+        "latent ODE on pendulum videos: nothing is known",
+        _LATENT_QUICK,
+        _LATENT_FULL,
+        _data(0.0),
+        _latent_ode,
+        OBSERVED,
+        "intensity",
     ),
     "goku-damped-pendulum": Recipe(
         "GOKU-net with an unknown part on videos of damped pendulums",

@@ -27,6 +27,7 @@ class Config:
         batch_size: series in a minibatch.
         window: training window, a number of times or a schedule of them; None for whole series.
         learning_rate: a number or a schedule.
+        sleep: number of updates of the guide by the sleep loss, after those of the ELBO; see :class:`.infer.Sleep`.
         options: further keywords of ``infer.fit_svi``.
     """
 
@@ -37,14 +38,15 @@ class Config:
     batch_size: int
     window: Any = None
     learning_rate: Any = 1e-3
+    sleep: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self, **numbers: int) -> Config:
         """With some numbers others; schedules are stretched to another number of steps.
 
         Raises:
-            LatentDEError: a number that is none of ``train``, ``heldout``, ``test``, ``steps`` and ``batch_size``, or
-                that is not positive.
+            LatentDEError: a number that is none of ``train``, ``heldout``, ``test``, ``steps``, ``batch_size`` and
+                ``sleep``, or that is not positive.
 
         Example:
             >>> from pyro_latentde.infer.schedules import cosine
@@ -52,7 +54,7 @@ class Config:
             >>> round(config.learning_rate(50), 2)
             0.5
         """
-        known = ("train", "heldout", "test", "steps", "batch_size")
+        known = ("train", "heldout", "test", "steps", "batch_size", "sleep")
         for name, number in numbers.items():
             if name not in known or number < 1:
                 raise LatentDEError(f"{name} = {number}: a configuration has positive numbers {', '.join(known)}")

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pyro_latentde.infer import Fit, fit_svi
+from pyro_latentde.infer import Fit, Sleep, fit_svi
+from pyro_latentde.infer.schedules import cosine
 from pyro_latentde.train.evaluation import draw_parameters, evaluate, forecast_test
 from pyro_latentde.train.figures import draw_figures
 from pyro_latentde.train.recipe import Config, Recipe, Split
@@ -60,25 +63,30 @@ def run_recipe(
     split = recipe.data(config, seed)
     say(f"train {split.train}, held out {len(split.heldout)}, test {len(split.test)} series")
     pair = make_pair(recipe, split, seed)
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "accelerator": _accelerator(accelerator),
+        "devices": devices,
+        "precision": precision,
+        "checkpoint_every": checkpoint_every,
+        "progress": progress,
+        **config.options,
+    }
     fit = fit_svi(
         pair.model,
         pair.guide,
         split.train,
         num_steps=config.steps,
-        batch_size=config.batch_size,
         window=config.window,
         heldout=split.heldout,
         learning_rate=config.learning_rate,
         seed=seed,
-        accelerator=_accelerator(accelerator),
-        devices=devices,
-        precision=precision,
         checkpoint=out / "checkpoint",
-        checkpoint_every=checkpoint_every,
         log=out / "log.csv",
-        progress=progress,
-        **config.options,
+        **common,
     )
+    if config.sleep and "interrupted" not in fit.attrs:
+        fit = _sleep(fit, recipe, config, split, out, seed, common)
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
         return {}
     if "interrupted" in fit.attrs:
@@ -91,6 +99,28 @@ def run_recipe(
         say(f"  {name:24} {'not defined' if value is None else f'{value:.6g}'}")
     say(f"{out}: on {platform.machine()}, {torch.get_num_threads()} threads")
     return metrics
+
+
+def _sleep(fit: Fit, recipe: Recipe, config: Config, split: Split, out: Path, seed: int, common: dict[str, Any]) -> Fit:
+    """The second stage: the guide learns how wrong it is, from dreams that begin at what it found in the data."""
+    slept = fit_svi(
+        fit.model,
+        fit.guide,
+        split.train,
+        **common
+        | {
+            "elbo": Sleep(proposal=copy.deepcopy(fit.guide)),
+            "num_steps": config.sleep,
+            "window": recipe.observed,
+            "learning_rate": cosine(5e-4, 5e-6, config.sleep),
+            "kl_weight": 1.0,
+            "seed": seed + 1,
+            "checkpoint": out / "checkpoint_sleep",
+            "log": out / "log_sleep.csv",
+        },
+    )
+    attrs = {**fit.attrs, **{key: value for key, value in slept.attrs.items() if key == "interrupted"}}
+    return replace(slept, losses=fit.losses, elapsed=fit.elapsed + slept.elapsed, attrs=attrs)
 
 
 def make_pair(recipe: Recipe, split: Split, seed: int) -> nn.Module:

@@ -150,6 +150,8 @@ def test_damaged_and_foreign_files(tmp_path):
 
 KILLED = """
 import os, sys, time
+import torch
+torch.set_num_threads(1)  # as in these tests: the order of sums depends on it
 sys.path.insert(0, {here!r})
 from linear_ode import network_pair, smooth_series
 from pyro_latentde.infer import checkpoint, fit_svi

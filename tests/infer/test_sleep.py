@@ -134,3 +134,23 @@ def test_what_cannot_be_dreamt_is_told() -> None:
 
     with pytest.raises(LatentDEError, match=r"one lde\.observe site"):
         Sleep().loss(blind, Linear(0.5, 1.0), series(3))
+
+
+def test_dreams_begin_at_the_proposal_when_there_is_one() -> None:
+    """Proposal N(3, .1^2): the best linear guide of these dreams has its mean near 3 whatever it is shown."""
+
+    class Proposal(PyroModule):
+        def forward(self, series: lde.Series) -> None:
+            with lde.series_plate(series):
+                pyro.sample("z0", dist.Normal(torch.tensor([3.0], dtype=torch.float64), 0.1).to_event(1))
+
+    n = 4000
+    pyro.set_rng_seed(5)
+    with pyro.validation_enabled(False):
+        loss = Sleep(proposal=Proposal()).loss(model, Linear(1.0, 1.0), series(n)) / n
+    # mean(y) - z0 has variance NOISE^2 / T: -log N = .5 log(2 pi) + .5 (NOISE^2 / T), of whatever z0
+    assert loss == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * NOISE**2 / T, abs=0.01)
+    pyro.set_rng_seed(6)
+    with pyro.validation_enabled(False):
+        wrong = Sleep(proposal=Proposal()).loss(model, Linear(0.0, 1.0), series(n)) / n
+    assert wrong == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * (3.0**2 + 0.1**2), abs=0.05)
