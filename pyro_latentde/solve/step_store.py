@@ -41,9 +41,10 @@ def new_token() -> int:
 def keep_steps(token: int, steps: HasSteps) -> None:
     """Store the steps of the solve whose first row has this token."""
     global _used
+    size = steps.nbytes  # asked for before: a garbage collection in between may change what is used
     with _lock:
         _store[token >> 32] = steps
-        _used += steps.nbytes
+        _used += size
         while _used > _BUDGET and len(_store) > _ALWAYS:
             _, old = _store.popitem(last=False)
             _used -= old.nbytes
@@ -74,7 +75,8 @@ class Tie:
         global _used
         with _lock:
             steps = _store.pop(self.number, None)
-            _used -= steps.nbytes if steps is not None else 0
+            size = steps.nbytes if steps is not None else 0
+            _used -= size
 
 
 def tie_to(owner: Any, report: Tensor) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes small solves quick changes no number: shortcuts around tensors, layouts and settings remembered."""
 
+import math
 import threading
 
 import numpy as np
@@ -225,3 +226,35 @@ def test_threads_have_their_own_work_arrays():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def _solved(k):
+    y0, times = torch.ones(1, dtype=torch.float64), torch.linspace(0, 1, 5, dtype=torch.float64)
+    return lde.odesolve(lambda t, y, p: -p * y, y0, times, k, rtol=1e-10, atol=1e-10).ys[-1, 0]
+
+
+def test_a_parameter_whose_memory_is_exchanged_before_the_gradient():
+    """d exp(-k) / dk = -exp(-k) at the value that was solved with, whatever the parameter is given afterwards."""
+    k = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+    y = _solved(k)
+    k.data = torch.tensor(9.0, dtype=torch.float64)
+    junk = [torch.full((1,), 7.0, dtype=torch.float64) for _ in range(100)]  # would take the freed memory
+    # the tensor that autograd saved is the parameter, which now has another value; the steps are those of the solve
+    y.backward()
+    assert k.grad.isfinite() and len(junk) == 100
+
+
+@pytest.mark.parametrize("hook", ["mutation", "clone"])
+def test_gradients_use_the_tensors_that_autograd_kept(hook):
+    u = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    contexts = {
+        "mutation": torch.autograd.graph.allow_mutation_on_saved_tensors,
+        "clone": lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x),
+    }
+    with contexts[hook]():
+        k = u * 1.0
+        y = _solved(k)
+        with torch.no_grad():
+            k.mul_(5)
+        (gradient,) = torch.autograd.grad(y, u)
+    assert gradient.item() == pytest.approx(-math.exp(-0.5), abs=1e-6)

@@ -4,6 +4,7 @@
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,10 +44,14 @@ class _Pool:
         size = -(-min(size, -(-rows // self.threads)) // CHUNK) * CHUNK
         bounds = [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
         results: list[Any] = [None] * len(bounds)
-        waiting = iter(range(len(bounds)))  # each thread takes the next block; next() is atomic
+        waiting = deque(range(len(bounds)))
 
         def work() -> None:
-            for i in waiting:
+            while True:
+                try:
+                    i = waiting.popleft()  # each thread takes the next block; this is atomic without the GIL too
+                except IndexError:
+                    return
                 results[i] = task(*bounds[i])
 
         helpers = [self._executor().submit(work) for _ in range(min(self.threads, len(bounds)) - 1)]

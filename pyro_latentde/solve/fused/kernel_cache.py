@@ -5,6 +5,7 @@ The file name is a hash of the source and of everything else that shapes the mac
 written, kernels live in memory only.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -34,14 +35,14 @@ _DIGEST = hashlib.sha256().digest_size
 @lru_cache(maxsize=1)
 def cache_folder() -> Path | None:
     """The kernel folder, or None where none can be written. ``PYRO_LATENTDE_CACHE`` chooses another place."""
-    base = os.environ.get("PYRO_LATENTDE_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "pyro_latentde" / "kernels"
     try:
+        base = os.environ.get("PYRO_LATENTDE_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "pyro_latentde" / "kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home is a RuntimeError
         return None
 
 
@@ -80,9 +81,14 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, code: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as handle:
-        handle.write(hashlib.sha256(code).digest() + code)
-    os.replace(handle.name, path)  # atomic: another process sees the whole file or none
+    """Keep the machine code, if that is possible: a full disk is no reason not to solve."""
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(hashlib.sha256(code).digest() + code)
+        os.replace(partial, path)  # atomic: another process sees the whole file or none
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def remove_files() -> None:

@@ -49,11 +49,11 @@ def _flat(t: Tensor) -> np.ndarray:
 
 
 def _located(t: Tensor) -> tuple[int, Tensor]:
-    """Where the values of a tensor lie as kernels read them, and who holds them: the tensor, or a copy of it."""
-    if t.dtype is torch.float64 and t.is_contiguous() and not (t.is_neg() or is_wrapped(t)):
+    """Where the values of a tensor lie as kernels read them, and who holds that memory: an alias, or a copy."""
+    if t.dtype is torch.float64 and t.is_cpu and t.is_contiguous() and not (t.is_neg() or is_wrapped(t)):
         address = t.data_ptr()
         if address and address % 8 == 0:  # symbolic zeros lie nowhere
-            return address, t
+            return address, t.detach()  # not t itself, whose memory `t.data = other` exchanges
     copy = torch.from_numpy(np.array(t.numpy(force=True), dtype=np.float64, order="C"))
     return copy.data_ptr(), copy
 
@@ -79,8 +79,18 @@ def _arrays(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> A
 
 
 def _arrays_of(steps: Steps, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Arrays:
-    """The inputs of a solve whose steps are known: kept with them, unless a transform shares them otherwise now."""
-    return steps.inputs if steps.inputs.shared == shared else _arrays(rows, shared, tensors)
+    """The inputs of a solve whose steps are known: kept with them, where they are the tensors that came.
+
+    A transform may share them otherwise now, and hooks on saved tensors give others than those that were saved.
+    """
+    kept = steps.inputs
+    if kept.shared == shared and all([address == _address(t) for (address, _), t in zip(kept.held, tensors)]):  # noqa: B905
+        return kept
+    return _arrays(rows, shared, tensors)
+
+
+def _address(t: Tensor) -> int:
+    return -1 if is_wrapped(t) else t.data_ptr()
 
 
 def _layout(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> Layout:
