@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
 from pyro_latentde.guides.series_guide import SeriesGuide
 from pyro_latentde.models.guide_parts import shared_guide
 from pyro_latentde.models.latents import Latent, Prior
-from pyro_latentde.models.series_model import SeriesModel
+from pyro_latentde.models.series_model import SeriesModel, state_size
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.unknown import Hybrid
 from pyro_latentde.nn import RecurrentEncoder, ResidualMLP
@@ -41,7 +40,7 @@ class Model(SeriesModel):
         settings: of the solve, as for :func:`~pyro_latentde.odesolve`.
 
     References:
-        Linial, Ravid, Krishnan and Gat, "Generative ODE modeling with known unknowns", CHIL 2021, arXiv:2003.10775.
+        Linial, Ravid, Eytan and Shalit, "Generative ODE modeling with known unknowns", CHIL 2021, arXiv:2003.10775.
     """
 
     def __init__(
@@ -166,13 +165,6 @@ class GOKU(nn.Module):
         z0 = z0 if isinstance(z0, Latent) else Latent(z0)
         likelihood = Gaussian(sd="learned") if likelihood is None else likelihood
         if decoder is None:
-            decoder = ResidualMLP(state_size(z0), values, output="sigmoid")
+            decoder = ResidualMLP(state_size(z0, options.get("shared")), values, output="sigmoid")
         self.model = Model(field, z0, theta, decoder, likelihood, **options)
         self.guide = Guide(self.model, values, **dict(guide or {}))
-
-
-def state_size(z0: Latent) -> int:
-    """S, asked of the prior or of the head."""
-    with torch.no_grad():
-        prior = z0.prior({})
-        return prior.event_shape[0] if z0.head is None else z0.head(prior.sample()).shape[-1]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -71,8 +70,8 @@ class Latent(PyroModule):
         """Name of the sampled site."""
         return name if self.head is None else f"{name}_code"
 
-    def forward(self, name: str, shared: dict[str, Tensor], device: torch.device | None = None) -> Tensor:
-        """Draw the vector, (*batch, P), on a device; by default where the prior is."""
-        prior = self.prior(shared) if device is None else placed(self.prior(shared), device)
+    def forward(self, name: str, shared: dict[str, Tensor], like: Tensor | None = None) -> Tensor:
+        """Draw the vector, (*batch, P), on the device and in the dtype of a tensor; by default those of the prior."""
+        prior = self.prior(shared) if like is None else placed(self.prior(shared), like)
         drawn = pyro.sample(self.site(name), prior)
         return drawn if self.head is None else pyro.deterministic(name, self.head(drawn), event_dim=1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.distributions.placement import placed
+from pyro_latentde.errors import ShapeError
 from pyro_latentde.models.latents import Latent
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.unknown import draw_weights
@@ -22,7 +23,7 @@ from pyro_latentde.sites.observe_site import observe
 from pyro_latentde.sites.ode_site import ode
 from pyro_latentde.sites.series_plate import series_plate
 
-__all__ = ["SeriesModel"]
+__all__ = ["SeriesModel", "state_size"]
 
 
 class SeriesModel(PyroModule):
@@ -48,7 +49,7 @@ class SeriesModel(PyroModule):
         settings: of the solve: ``method``, ``rtol``, ``atol``, ``step_size``, ``engine``, ...
 
     References:
-        Linial, Ravid, Krishnan and Gat, "Generative ODE modeling with known unknowns", CHIL 2021, arXiv:2003.10775.
+        Linial, Ravid, Eytan and Shalit, "Generative ODE modeling with known unknowns", CHIL 2021, arXiv:2003.10775.
         Chen, Rubanova, Bettencourt and Duvenaud, "Neural ordinary differential equations", NeurIPS 2018.
         Dupont, Doucet and Teh, "Augmented neural ODEs", NeurIPS 2019.
     """
@@ -84,11 +85,10 @@ class SeriesModel(PyroModule):
         Returns:
             Values of the site "obs", (N, T, D).
         """
-        device = series.times.device
-        shared = {name: pyro.sample(name, placed(prior, device)) for name, prior in self.shared.items()}
+        shared = {name: pyro.sample(name, placed(prior, series.times)) for name, prior in self.shared.items()}
         draw_weights(self)
         with series_plate(series):
-            z0 = self.z0("z0", shared, device).to(series.times)
+            z0 = self.z0("z0", shared, series.times).to(series.times)
             params = self._params_of(shared, series)
             if self.augment:
                 z0 = torch.cat([z0, z0.new_zeros(*z0.shape[:-1], self.augment)], dim=-1)
@@ -112,24 +112,45 @@ class SeriesModel(PyroModule):
     def _params_of(self, shared: dict[str, Tensor], series: Series) -> dict[str, Tensor] | None:
         params = dict(shared)
         if self.theta is not None:
-            theta = self.theta("theta", shared, series.times.device).to(series.times)
+            theta = self.theta("theta", shared, series.times).to(series.times)
             names = self.theta.names(shared) or tuple(f"theta{i}" for i in range(theta.shape[-1]))
+            if len(names) != theta.shape[-1]:
+                raise ShapeError(
+                    f"theta has {theta.shape[-1]} entries for {len(names)} names, {', '.join(names)}: give names= one "
+                    "for each entry of the prior, or of what the head gives."
+                )
             entries = zip(names, theta.unbind(-1), strict=True)
             params |= {name: pyro.deterministic(name, entry, event_dim=0) for name, entry in entries}
         return params or None
 
     def local_priors(self) -> dict[str, dist.Distribution]:
         """Prior of each site in the plate of series, for guides: its support and event shape matter, not its values."""
-        with torch.no_grad(), poutine.block():
-            shared = {name: prior.sample() for name, prior in self.shared.items()}
+        shared = _drawn(self.shared)
         priors = {latent.site(name): latent.prior(shared) for name, latent in self._latents().items()}
         if self.shooting is not None:
-            size = self.z0.prior(shared).event_shape[0] if self.z0.head is None else None
-            if size is None:
-                with torch.no_grad():
-                    size = self.z0.head(self.z0.prior(shared).sample()).shape[-1]
-            priors["shots"] = dist.Normal(torch.zeros(size + self.augment), 1.0).to_event(1)
+            size = state_size(self.z0, self.shared) + self.augment
+            priors["shots"] = dist.Normal(torch.zeros(size), 1.0).to_event(1)
         return priors
 
     def _latents(self) -> dict[str, Latent]:
         return {"z0": self.z0} if self.theta is None else {"z0": self.z0, "theta": self.theta}
+
+
+def state_size(z0: Latent, shared: Mapping[str, dist.Distribution] | None = None) -> int:
+    """Length S of the latent start, asked of its prior or of its head.
+
+    Args:
+        z0: the latent start.
+        shared: priors of the shared sites, which the prior of the start may depend on.
+
+    Returns:
+        S.
+    """
+    prior = z0.prior(_drawn(shared or {}))
+    with torch.no_grad(), poutine.block():
+        return prior.event_shape[0] if z0.head is None else z0.head(prior.sample()).shape[-1]
+
+
+def _drawn(priors: Mapping[str, dist.Distribution]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return {name: prior.sample() for name, prior in priors.items()}

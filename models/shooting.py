@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -11,7 +13,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_latentde.guides.stations import have_data
+from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.ode_site import solve_at_site
+from pyro_latentde.sites.settings import extra_times, requested_times
+from pyro_latentde.solve.solution import Solution
 
 __all__ = ["Shooting"]
 
@@ -25,7 +31,8 @@ class Shooting:
     all segments are solved at once. Since the factor is a prior density and no penalty, the ELBO stays a lower bound,
     of the model in which the state moves by :math:`N(0, \sigma^2)` between segments.
 
-    The starts are the site "shots", (J - 1, S); the factor is the observed site "continuity".
+    The starts are the site "shots", (J - 1, S); the factor is the observed site "continuity". In the padding of shorter
+    series there are no segments. Where starts are not given, they are drawn one after the other.
 
     Args:
         length: number of observation times in a segment.
@@ -72,85 +79,115 @@ class Shooting:
             f: vector field.
             z0: (N, S).
             times: (N, T), which have the starts of the segments among them.
-            params: parameters of the field, per series (N,) or shared.
+            params: parameters of the field, per series (N, ...) or shared.
             states: names of the S states.
-            settings: of the solve.
-            at: (N, T'), other times to solve at; what lies after the last segment continues it.
+            settings: of the solve, ``event_dims`` among them.
+            at: (N, T'), other times to solve at; what lies before the first segment or after the last continues it.
 
         Returns:
             (N, T, S), or (N, T', S).
         """
         stations = self.stations(times.shape[-1])
-        first = z0.unsqueeze(-2)
-        shots = first[..., :0, :]
-        if stations:
-            guess = first.expand(*z0.shape[:-1], len(stations), z0.shape[-1])
-            shots = pyro.sample("shots", _Flat(guess).to_event(2))
-        begin = times[..., [0, *stations]]  # (N, J)
-        end = torch.cat([begin[..., 1:], times[..., -1:]], dim=-1)
-        grid = _within(times, begin, end, self.length) if at is None else _clamped(at, begin, end)
-        starts = torch.cat([first, shots], dim=-2)  # (N, J, S)
-        ys = solve_at_site(name, f, starts, grid, _per_segment(params), t0=begin, **settings).ys
-        if stations:
-            arrived = ys[..., :-1, -1, :]
-            sd = torch.as_tensor(self.sd, dtype=ys.dtype, device=ys.device)
-            pyro.sample("continuity", dist.Normal(arrived, sd).to_event(2), obs=shots, infer={"prior": True})
-        if at is None:
-            z = ys[..., :-1, :].flatten(-3, -2)[..., : times.shape[-1], :]
-        else:
-            segment = (at.unsqueeze(-1) >= begin.unsqueeze(-2)).sum(-1).clamp(min=1) - 1  # (N, T')
-            z = torch.take_along_dim(ys[..., :-1, :], segment[..., None, :, None], dim=-3).squeeze(-3)
-        return _record(name, z, times if at is None else at, states)
+        begin, real = times[..., [0, *stations]], have_data(times, stations)  # (N, J), (N, J - 1)
+        sd = torch.as_tensor(self.sd, dtype=z0.dtype, device=z0.device)
+        solve = partial(solve_at_site, name, f, **settings)
+        each = _per_segment(params, settings.get("event_dims") or {})
+        wanted = requested_times(name)
+        # what is asked for at other times is the trajectory, and not its segments
+        with named_errors(name), extra_times(times, sites=()):
+            starts = z0.unsqueeze(-2)
+            if stations:
+                draw = partial(_draw, solve, z0, begin, params, sd)
+                shots = pyro.sample("shots", _Starts((*z0.shape[:-1], len(stations), z0.shape[-1]), draw).to_event(2))
+                starts = torch.cat([starts, shots], dim=-2)  # (N, J, S)
+
+            def along(at: Tensor | None) -> tuple[Tensor, Solution]:
+                own = _within(times, begin, real, self.length) if at is None else _clamped(at, times, begin, real)
+                grid, index = own
+                solution = solve(starts, grid, each, t0=begin)
+                index = index.expand(*z0.shape[:-1], -1).unsqueeze(-1)  # particles
+                return torch.take_along_dim(solution.ys.flatten(-3, -2), index, dim=-2), solution
+
+            z, solution = along(at)
+            if stations:
+                jumps = dist.Normal(solution.ys[..., :-1, -1, :], sd).mask(real.unsqueeze(-1)).to_event(2)
+                pyro.sample("continuity", jumps, obs=shots, infer={"prior": True})
+            if wanted is not None:
+                wanted[1][name] = along(wanted[0].to(times).expand(*times.shape[:-1], -1))[0]
+            return record_trajectory(name, z, _whole(solution, times if at is None else at), states)
 
 
-def _record(name: str, z: Tensor, times: Tensor, states: Any) -> Tensor:
-    """The same site that ``lde.ode`` makes, with the jumps in it."""
-    return pyro.sample(
-        name,
-        dist.Delta(z, event_dim=2).mask(False),
-        obs=z,
-        infer={"_deterministic": True, "lde_ode": {"times": times, "states": states, "status": None}},
-    )
+def _draw(solve: Callable, z0: Tensor, begin: Tensor, params: Any, sd: Tensor) -> Tensor:
+    """Starts from their prior, (N, J - 1, S), one after the other."""
+    starts = [z0]
+    for j in range(begin.shape[-1] - 1):
+        arrived = solve(starts[-1], begin[..., j + 1 : j + 2], params, t0=begin[..., j]).ys[..., -1, :]
+        starts.append(arrived + sd * torch.randn_like(arrived))
+    return torch.stack(starts[1:], dim=-2)
 
 
-def _within(times: Tensor, begin: Tensor, end: Tensor, length: int) -> Tensor:
-    """Each segment's own times and then its end, (N, J, L + 1); the last segment may be shorter and repeats its end."""
-    last = times.shape[-1] - 1
-    index = torch.arange(begin.shape[-1] * length, device=times.device).clamp(max=last)
-    return torch.cat([times[..., index].unflatten(-1, (-1, length)), end.unsqueeze(-1)], dim=-1)
+def _whole(solution: Solution, times: Tensor) -> Solution:
+    """The segments as one solve of each row: their worst status, and their steps together."""
+    report = torch.cat([solution.status.amax(-1, keepdim=True), solution.counts.sum(-2)], dim=-1)
+    return replace(solution, times=times, _report=report)
 
 
-def _clamped(at: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """All times for every segment, moved into it, and then its end, (N, J, T' + 1); the last segment has no end."""
-    open_end = end.clone()
-    open_end[..., -1] = torch.maximum(end[..., -1], at.amax(-1))
-    inside = torch.minimum(torch.maximum(at.unsqueeze(-2), begin.unsqueeze(-1)), open_end.unsqueeze(-1))
-    return torch.cat([inside, open_end.unsqueeze(-1)], dim=-1)
+def _ends(times: Tensor, begin: Tensor) -> Tensor:
+    return torch.cat([begin[..., 1:], times[..., -1:]], dim=-1)
 
 
-def _per_segment(params: Any) -> Any:
-    """Parameters per series (N, ...) get a dimension of segments; scalars stay."""
+def _within(times: Tensor, begin: Tensor, real: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Each segment's own times and then its end, (N, J, L + 1), and where the T times are in them, (N, T).
+
+    The last segment may be shorter and repeats its end. Padding is where the last segment with data ends.
+    """
+    position = torch.arange(begin.shape[-1] * length, device=times.device)
+    own = times[..., position.clamp(max=times.shape[-1] - 1)].unflatten(-1, (-1, length))
+    position, last = position[: times.shape[-1]], real.sum(-1, keepdim=True)
+    segment, slot = position // length, position % length
+    slot = torch.where(segment > last, length, slot)
+    index = torch.minimum(segment, last) * (length + 1) + slot
+    return torch.cat([own, _ends(times, begin).unsqueeze(-1)], dim=-1), index
+
+
+def _clamped(at: Tensor, times: Tensor, begin: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """All times for every segment, moved into it, and then its end, (N, J, T' + 1), and where to read each, (N, T').
+
+    The first segment is open at its beginning, the last one with data at its end.
+    """
+    end, number = _ends(times, begin), torch.arange(begin.shape[-1], device=times.device)
+    low = torch.where(number == 0, torch.minimum(begin, at.amin(-1, keepdim=True)), begin)
+    high = torch.where(number == real.sum(-1, keepdim=True), torch.maximum(end, at.amax(-1, keepdim=True)), end)
+    inside = torch.minimum(torch.maximum(at.unsqueeze(-2), low.unsqueeze(-1)), high.unsqueeze(-1))
+    segment = ((at.unsqueeze(-1) >= begin[..., None, 1:]) & real.unsqueeze(-2)).sum(-1)
+    index = segment * (at.shape[-1] + 1) + torch.arange(at.shape[-1], device=at.device)
+    return torch.cat([inside, end.unsqueeze(-1)], dim=-1), index
+
+
+def _per_segment(params: Any, ranks: dict[str, int], name: str = "p") -> Any:
+    """Parameters per series get a dimension of segments, behind those of the batch; what has no batch stays."""
     if isinstance(params, dict):
-        return {name: _per_segment(value) for name, value in params.items()}
-    return params.unsqueeze(-1) if isinstance(params, Tensor) and params.dim() else params
+        return {name: _per_segment(value, ranks, name) for name, value in params.items()}
+    rank = ranks.get(name, 0)
+    return params.unsqueeze(-1 - rank) if isinstance(params, Tensor) and params.dim() > rank else params
 
 
-class _Flat(dist.TorchDistribution):
-    """No prior opinion: log-density 0, since the continuity factor holds the whole prior; draws are a given guess."""
+class _Starts(dist.TorchDistribution):
+    """Log-density 0, since the continuity factor holds the whole prior; draws are the model's own."""
 
     support = dist.constraints.real
     has_rsample = True
     arg_constraints = {}  # noqa: RUF012
 
-    def __init__(self, guess: Tensor) -> None:
-        self.guess = guess
-        super().__init__(guess.shape, validate_args=False)
+    def __init__(self, shape: tuple[int, ...], draw: Callable[[], Tensor]) -> None:
+        self.draw = draw
+        super().__init__(torch.Size(shape), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _Flat:
-        return _Flat(self.guess.expand(batch_shape))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Starts:
+        return _Starts(batch_shape, self.draw)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.guess.expand(torch.Size(sample_shape) + self.guess.shape)
+        return self.draw().expand(torch.Size(sample_shape) + self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return value.new_zeros(torch.broadcast_shapes(value.shape, self.guess.shape))
+        return value.new_zeros(torch.broadcast_shapes(value.shape, self.batch_shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -29,9 +30,12 @@ class Hybrid(PyroModule):
     Args:
         known: the field f(t, z, p) of one row.
         network: u, (S,) -> (len(into),).
-        into: positions of the equations it adds to; all by default.
+        into: positions of the equations it adds to, negative ones from the end; all by default.
         scale: scale of the half-Cauchy prior of s, in units of dz/dt.
         bayesian: sample the weights (sites ``field.network...``); else they are parameters, and s is 1.
+
+    Raises:
+        ShapeError: in a call, for equations that are not there or come twice, or a network of another size.
 
     References:
         Carvalho, Polson and Scott, "The horseshoe estimator for sparse signals", Biometrika 97, 2010.
@@ -59,7 +63,8 @@ class Hybrid(PyroModule):
         self.network = network
         if bayesian:
             sampled_weights_(network)
-            self.scale = PyroSample(dist.HalfCauchy(torch.tensor(float(scale))))
+            self.register_buffer("prior_scale", torch.tensor(float(scale)), persistent=False)
+            self.scale = PyroSample(_size_prior)
 
     def forward(self, t: Tensor, z: Tensor, p: Any = None) -> Tensor:
         """dz/dt of one row, (S,)."""
@@ -72,11 +77,21 @@ class Hybrid(PyroModule):
 
     def _spread(self, force: Tensor, z: Tensor) -> Tensor:
         size = z.shape[-1]
-        into = range(size) if self.into is None else self.into
+        into = self._equations(size)
         if force.shape[-1] != len(into):
             raise ShapeError(f"the unknown part gives {force.shape[-1]} numbers for {len(into)} equations")
         zero = torch.zeros_like(z[0])
         return torch.stack([force[into.index(i)] if i in into else zero for i in range(size)])
+
+    def _equations(self, size: int) -> list[int]:
+        """Positions in 0, ..., S - 1."""
+        given = range(size) if self.into is None else self.into
+        into = [i + size if i < 0 else i for i in given]
+        if len(set(into)) < len(into) or not all(0 <= i < size for i in into):
+            raise ShapeError(
+                f"into = {self.into}; expected different positions among {size} equations, in {-size}, ..., {size - 1}"
+            )
+        return into
 
 
 def missing_force(model: PyroModule, draws: Mapping[str, Tensor], z: Tensor) -> Tensor:
@@ -129,5 +144,14 @@ def sampled_weights_(network: nn.Module, sd: float = 1.0) -> None:
     for module in network.modules():
         for name, value in list(module.named_parameters(recurse=False)):
             spread = sd / math.sqrt(value.shape[-1]) if value.dim() > 1 else sd
-            prior = dist.Normal(value.new_zeros(value.shape), spread).to_event(value.dim())
-            setattr(module, name, PyroSample(prior))
+            # without parameters a module would not know where it was moved to
+            module.register_buffer("weights_like", value.new_zeros(()), persistent=False)
+            setattr(module, name, PyroSample(partial(_weight_prior, shape=value.shape, sd=spread)))
+
+
+def _weight_prior(module: nn.Module, *, shape: torch.Size, sd: float) -> dist.Distribution:
+    return dist.Normal(module.weights_like.new_zeros(shape), sd).to_event(len(shape))
+
+
+def _size_prior(field: Hybrid) -> dist.Distribution:
+    return dist.HalfCauchy(field.prior_scale)

@@ -50,7 +50,7 @@ class Series:
         frame: shape of the picture that the D values are, row by row, such as (28, 28).
         index: (N,), int64, which series these are of the data set that they were taken from by `batch`.
         population: number of series in that data set.
-        time_weight: how many windows like this one a whole series holds; 1 for whole series.
+        time_weight: how many windows like this one a whole series holds; 1 where these are all the data.
 
     Raises:
         DataError: shapes disagree, times are not finite, or a series has no observation at all.
@@ -265,15 +265,17 @@ class Series:
             return picked._with(index=rows.to(self.times.device), population=len(self))
         return picked
 
-    def window(self, start: int | Tensor | Sequence[int], length: int) -> Series:
+    def window(self, start: int | Tensor | Sequence[int], length: int, *, sample: bool = False) -> Series:
         """Consecutive times of each series. A window may hold no observation; times stay as they are.
 
         Args:
             start: position of the first time, the same or (N,), one for each series.
             length: number of times.
+            sample: False: a plain cut, whose values are the data from now on. True: a random window that stands for
+                its whole series, as `batch` stands for all series: ``time_weight`` is multiplied by T / length.
 
         Returns:
-            Series of `length` times, with ``time_weight`` multiplied by T / length.
+            Series of `length` times.
 
         Raises:
             DataError: the window is longer than the series, or does not lie inside of it.
@@ -281,8 +283,8 @@ class Series:
         Example:
             >>> series = Series.from_tensors(torch.arange(4.0), torch.randn(2, 4, 1))
             >>> window = series.window([0, 1], length=2)
-            >>> window.times.tolist(), window.time_weight
-            ([[0.0, 1.0], [1.0, 2.0]], 2.0)
+            >>> window.times.tolist(), window.time_weight, series.window(0, 2, sample=True).time_weight
+            ([[0.0, 1.0], [1.0, 2.0]], 1.0, 2.0)
         """
         n, total = self.times.shape
         if not 1 <= length <= total:
@@ -300,7 +302,7 @@ class Series:
             where = (torch.arange(n, device=columns.device)[:, None], columns)
         in_time = {name: t for name, t in self._tensors().items() if name not in ("covariates", "index")}
         cut = {name: t[where] for name, t in in_time.items()}
-        return self._with(**cut, time_weight=self.time_weight * total / length)
+        return self._with(**cut, time_weight=self.time_weight * (total / length if sample else 1.0))
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Series:
         """The same series in another floating dtype, or on another device."""

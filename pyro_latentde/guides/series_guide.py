@@ -14,8 +14,10 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import real
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.distributions.placement import placed
 from pyro_latentde.errors import ShapeError
 from pyro_latentde.guides.heads import make_head
+from pyro_latentde.guides.stations import have_data
 from pyro_latentde.sites.series_plate import series_plate
 
 __all__ = ["SeriesGuide"]
@@ -39,7 +41,8 @@ class SeriesGuide(PyroModule):
         structured: whether later sites see the draws of earlier ones.
         shared: guide of the sites outside the plate of series, such as one of Pyro's AutoGuides.
         stations: for sites with one value at several times (multiple shooting), site name -> function from the number
-            of times to their positions; its context is what the encoder knows at those times.
+            of times to their positions; its context is what the encoder knows at those times. Stations in the padding
+            of shorter series do not count.
         covariates: number C of the series' constant covariates, which every head reads too.
 
     Raises:
@@ -104,13 +107,13 @@ class SeriesGuide(PyroModule):
                     continue  # too short a window for a second segment
                 context = self._context(name, _encoder(encoders, name), contexts, inputs, known)
                 base = heads[name](context)
-                if name in self.stations:
-                    base = base.to_event(1)
                 transform = self.transforms[name]
                 if transform is not None:
                     # the inverse of a draw is the draw's own unconstrained numbers: remembered, for this call only
-                    transform = transform.with_cache(1)
+                    transform = placed(transform, series.times).with_cache(1)
                 fn = base if transform is None else dist.TransformedDistribution(base, [transform])
+                if name in self.stations:
+                    fn = fn.mask(have_data(series.times, self.stations[name](length))).to_event(1)
                 drawn[name] = pyro.sample(name, fn)
                 if self.structured and name not in self.stations:
                     free = drawn[name] if transform is None else transform.inv(drawn[name])

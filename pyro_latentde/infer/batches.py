@@ -28,6 +28,7 @@ class Batches:
         seed: seed of permutations and windows.
         rank: which part of each batch to take.
         world: number of parts.
+        num_steps: number of steps for which a window schedule must fit.
 
     Raises:
         DataError: a batch larger than the data set, or not divisible by the ranks; a window longer than the series.
@@ -48,6 +49,7 @@ class Batches:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        num_steps: int = 1,
     ) -> None:
         n = len(series)
         if batch_size is not None and not 1 <= batch_size <= n:
@@ -58,7 +60,7 @@ class Batches:
         self.batch_size = batch_size if batch_size is not None or world == 1 else n
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.zeros(0, dtype=torch.int64)
-        self._cut(series, torch.zeros(n, dtype=torch.int64), 0)  # a window that is too long fails here
+        self._check_lengths(num_steps)
 
     def take(self, step: int) -> Series:
         """The batch of a step; to be asked once for each step, in order."""
@@ -99,6 +101,17 @@ class Batches:
         size = len(rows) // self.world
         return rows[self.rank * size : (self.rank + 1) * size]
 
+    def _check_lengths(self, num_steps: int) -> None:
+        """A schedule that outgrows the series fails now, not after hours."""
+        total = self.series.times.shape[1]
+        for step in range(num_steps if callable(self.window) else self.window is not None):
+            length = self._length(step)
+            if not 1 <= length <= total:
+                when = f" at step {step}" if callable(self.window) else ""
+                raise DataError(
+                    f"window: {length} times{when} from series of {total}; give 1 to {total}, or None for all"
+                )
+
     def _length(self, step: int) -> int:
         length: Any = self.window(step) if callable(self.window) else self.window
         if length != int(length):
@@ -111,4 +124,4 @@ class Batches:
         length = self._length(step)
         if length == batch.times.shape[1]:
             return batch
-        return batch.window(starts, length)
+        return batch.window(starts, length, sample=True)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pickle
 import random
 import re
+import types
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,12 +80,55 @@ def compare(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any], advice
 
 
 def describe(thing: Any) -> str:
-    """Text by which a setting is recognised in another process: no addresses."""
-    if isinstance(thing, Tensor | Series):
+    """Text by which a setting is recognised in another process: no addresses.
+
+    A function is its name, code, defaults and the values that it closes over; an object whose text would be an address
+    is its class and its public attributes. Give an object with other contents a ``__repr__`` that says what it is.
+    """
+    return _describe(thing, ())
+
+
+def _describe(thing: Any, around: tuple[int, ...]) -> str:
+    if isinstance(thing, Tensor | Series | np.ndarray):
         return fingerprint(thing)
+    if id(thing) in around:  # such as a function that calls itself
+        return "..."
+    around = (*around, id(thing))
+    if isinstance(thing, functools.partial):
+        return f"partial({', '.join(_describe(x, around) for x in (thing.func, thing.args, thing.keywords))})"
+    if isinstance(thing, types.MethodType):
+        return f"{_describe(thing.__func__, around)} of {_describe(thing.__self__, around)}"
+    if isinstance(thing, types.FunctionType):
+        return f"{thing.__module__}.{thing.__qualname__} {_hash_of_function(thing, around)}"
     if isinstance(thing, type) or (callable(thing) and hasattr(thing, "__qualname__")):
         return f"{thing.__module__}.{thing.__qualname__}"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+    text = repr(thing)
+    if not re.search(r" at 0x[0-9a-fA-F]+", text):
+        return text
+    if isinstance(thing, Mapping):
+        return f"{{{', '.join(f'{name!r}: {_describe(value, around)}' for name, value in thing.items())}}}"
+    if isinstance(thing, list | tuple):
+        return f"[{', '.join(_describe(value, around) for value in thing)}]"
+    public = {name: value for name, value in getattr(thing, "__dict__", {}).items() if not name.startswith("_")}
+    inside = ", ".join(f"{name}={_describe(value, around)}" for name, value in public.items())
+    return f"{type(thing).__module__}.{type(thing).__qualname__}({inside})"
+
+
+def _hash_of_function(function: types.FunctionType, around: tuple[int, ...]) -> str:
+    closed = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+    values = (function.__defaults__, function.__kwdefaults__, closed)
+    texts = [_text_of_code(function.__code__), *(_describe(value, around) for value in values)]
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=4).hexdigest()
+
+
+def _text_of_code(code: types.CodeType) -> str:
+    constants = [_text_of_code(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
+
+
+def _constant(value: Any) -> str:
+    """Sets of texts are in another order in another process."""
+    return f"frozenset({sorted(map(repr, value))})" if isinstance(value, frozenset) else repr(value)
 
 
 def fingerprint(*things: Any) -> str:

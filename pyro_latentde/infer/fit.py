@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,23 +12,23 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.infer.forecast import Forecast, draw_encoding, draw_forecast, draw_prior
 from pyro_latentde.infer.handover import hand_over, held_values
-from pyro_latentde.infer.parameters import constant, with_params
+from pyro_latentde.infer.pair import Pair
+from pyro_latentde.infer.parameters import constant, fitted, with_params
 from pyro_latentde.infer.pareto import pareto_shape
 from pyro_latentde.infer.svi_evidence import log_mean_exp, log_weights
-from pyro_latentde.infer.svi_modules import evaluating
+from pyro_latentde.infer.svi_modules import evaluating, quiet
 from pyro_latentde.infer.svi_weights import load_weights, save_weights
 from pyro_latentde.posterior import Posterior, inspect_model
 from pyro_latentde.posterior.model_sites import seeded
 from pyro_latentde.posterior.pyro_import import draw_latents, from_guide
 
-__all__ = ["Fit", "quiet"]
+__all__ = ["Fit"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,10 +229,11 @@ class Fit:
 
         Returns:
             Name -> (S, N, ...) of the latent sites, and of what the model computes of them under a name; sites that
-            all series share are (S, ...). Results are where the series are, whatever device the model is on.
+            all series share are (S, ...). Results are where the series are, whatever device the model is on. The model
+            is called as in :meth:`forecast`.
         """
         with self._ready():
-            return draw_encoding(self._model(), self._guide(), series, num_samples, seed, self._device)
+            return draw_encoding(self._pair(), series, num_samples, seed)
 
     def reconstruct(self, series: Series, num_samples: int = 20, **options: Any) -> Forecast:
         """What the model makes of series at their own times; options as in :meth:`forecast`."""
@@ -252,6 +252,9 @@ class Fit:
     ) -> Forecast:
         """Trajectories and observations at other times, given series.
 
+        The model is called as ``model(series, *args, times=times, **kwargs)``, with the further arguments of the fit;
+        with ``times`` it solves and observes there, and scores nothing.
+
         Args:
             series: N series that the guide reads.
             horizon: how many more times at the last gap of each series; or times, inside or after, (T',) or (N, T').
@@ -265,17 +268,28 @@ class Fit:
             The draws, with scores against what came true; where the series are, whatever device the model is on.
 
         Raises:
-            LatentDEError: more than the memory, or a model without one ``lde.observe`` site.
+            LatentDEError: more than the memory; a model that takes no ``times``, or is without one ``lde.observe``
+                site; an intervention on a site that is not there.
             DataError: a number of times after series of one time.
         """
         options = {"num_samples": num_samples, "noise": noise, "do": do, "seed": seed, "memory": memory}
         with self._ready():
-            return draw_forecast(self._model(), self._guide(), series, horizon, device=self._device, **options)
+            return draw_forecast(self._pair(), series, horizon, **options)
 
     def sample(
-        self, times: Any, num_series: int = 1, *, noise: bool = True, seed: int = 0, memory: str | int = "1GB"
+        self,
+        times: Any,
+        num_series: int = 1,
+        *,
+        noise: bool = True,
+        seed: int = 0,
+        memory: str | int = "1GB",
+        plate: str = "series",
     ) -> Forecast:
         """New series from the fitted model, of which nothing is observed.
+
+        What each series has for itself is drawn from the prior; what all share, such as sampled weights, once from the
+        guide, at the data it was fitted to. The model is called as in :meth:`forecast`.
 
         Args:
             times: (T,), times of each series.
@@ -283,14 +297,19 @@ class Fit:
             noise: draw observations too, not their expected values only.
             seed: seed of the draws.
             memory: bound on the size of the result.
+            plate: name of the plate of series.
 
         Returns:
-            One draw of each series: ``means`` (1, N, T, D).
+            One draw of each series: ``means`` (1, N, T, D); ``latents`` has the sites that all share.
+
+        Raises:
+            LatentDEError: sites that all series share, and a fit that was loaded without its data.
         """
         times = torch.as_tensor(times)
         series = Series.at_times(times.to(next(iter(self.weights.values()), times)).expand(num_series, -1))
         with self._ready():
-            return draw_prior(self._model(), series, noise=noise, seed=seed, memory=memory)
+            data = self.args[0] if self.args else None
+            return draw_prior(self._pair(), series, data, plate=plate, noise=noise, seed=seed, memory=memory)
 
     def _log_weights(
         self,
@@ -309,6 +328,9 @@ class Fit:
             if hold:
                 given = held_values(*pair, given=given, plate=plate, seed=seed)
             return log_weights(*pair, num_particles=num_particles, given=given, plate=plate, rows_at_once=rows_at_once)
+
+    def _pair(self) -> Pair:
+        return Pair(self._model(), self._guide(), self.args[1:], self.kwargs, self._device)
 
     @property
     def _device(self) -> torch.device | None:
@@ -362,25 +384,9 @@ class Fit:
         return with_params(self.guide, self.params)
 
     def _model(self) -> Callable:
-        """The model with its fitted parameters, or the model itself if it has none."""
-        model = with_params(self.model, self.params)
-        if isinstance(self.model, nn.Module) and any(True for _ in self.model.parameters()):
-            return model
-        if not self.params["params"]:
-            return self.model
-        with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
-            found = poutine.trace(model, param_only=True).get_trace(*self.args, **self.kwargs)
-        return model if any(name in self.params["params"] for name in found.nodes) else self.model
+        return fitted(self.model, self.params, self.args, self.kwargs)
 
 
 def _last_losses(losses: Tensor) -> float:
     good = losses[~losses.isnan()]
     return float(good[-max(1, len(good) // 10) :].mean()) if len(good) else math.nan
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Pyro warns of each non-finite loss; here they are counted instead."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered")
-        yield

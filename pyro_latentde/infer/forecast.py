@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import DataError, LatentDEError, ShapeError
+from pyro_latentde.infer.pair import Pair, is_local
 from pyro_latentde.posterior import scores
 from pyro_latentde.posterior.model_sites import kind_of, seeded
 from pyro_latentde.posterior.runner import memory_bytes
@@ -56,11 +56,12 @@ class Forecast:
         return self.means.mean(0)
 
     def band(self, probability: float = 0.9, noise: bool = True) -> tuple[Tensor, Tensor]:
-        """Ends of central intervals, each (N, T', D), of observations or (noise=False) of their means."""
+        """Ends of central intervals, each (N, T', D), of observations or (noise=False) of their means.
+
+        They are those of :func:`.scores.interval`, whose coverage :meth:`scores` measures.
+        """
         draws = self.values if noise and self.values is not None else self.means
-        tail = 0.5 * (1.0 - probability)
-        low, high = scores.quantiles(draws, (tail, 1.0 - tail))
-        return low, high
+        return scores.interval(draws, probability)
 
     def scores(self, truth: Series | Tensor, probability: float = 0.9) -> dict[str, float]:
         """``l1`` and ``rmse`` of the predictive mean, ``crps`` and ``coverage`` of the draws of observations.
@@ -85,10 +86,67 @@ class Forecast:
         return result
 
 
-def draw_latents_of(guide: Callable, series: Series, num_samples: int, seed: int) -> dict[str, Tensor]:
+def draw_encoding(pair: Pair, series: Series, num_samples: int, seed: int) -> dict[str, Tensor]:
+    """Draws of the latent sites, and of what the model computes of them under a name, name -> (S, ...).
+
+    They are made on the device, and come back to that of the series.
+    """
+    home, series = series.times.device, series.to(device=pair.device)
+    latents = _draw_latents(pair, series, num_samples, seed)
+    named: dict[str, list[Tensor]] = {}
+    with seeded(seed):
+        for i in range(num_samples):
+            trace = pair.trace_start(series, {name: value[i] for name, value in latents.items()})
+            for name, node in trace.nodes.items():
+                if kind_of(node) == "deterministic":
+                    named.setdefault(name, []).append(node["value"])
+    draws = latents | {name: torch.stack(values) for name, values in named.items()}
+    return {name: value.to(home) for name, value in draws.items()}
+
+
+def draw_forecast(
+    pair: Pair,
+    series: Series,
+    horizon: int | Tensor,
+    *,
+    num_samples: int,
+    noise: bool,
+    do: Mapping[str, Any] | None,
+    seed: int,
+    memory: str | int,
+) -> Forecast:
+    """Latent sites from the guide, then the model at other times; see ``Fit.forecast``."""
+    home, series = series.times.device, series.to(device=pair.device)
+    times = times_ahead(series, horizon)
+    do = {name: _as_tensor(value, series) for name, value in (do or {}).items()}
+    if do:
+        _check_sites(do, pair, series)
+    latents = _draw_latents(pair, series, num_samples, seed)
+    with seeded(seed + 1):
+        return _run(pair, series, times, latents, num_samples, do, noise, memory).to(home)
+
+
+def draw_prior(
+    pair: Pair, series: Series, data: Series | None, *, plate: str, noise: bool, seed: int, memory: str | int
+) -> Forecast:
+    """New series at the times of one without values; what all series share is drawn from the guide, at the data."""
+    with seeded(seed):
+        nodes = pair.trace_start(series[:1]).nodes
+        shared = [name for name, node in nodes.items() if _is_unknown(node) and not is_local(node, plate)]
+        if shared and data is None:
+            raise LatentDEError(
+                f"sample: all series share {shared}, whose posterior is what the guide draws at the training data, and "
+                "this fit has none: load it with them, Fit.load(path, model, guide, series)."
+            )
+        found = pair.trace_guide(data).nodes if shared else {}
+        latents = {name: found[name]["value"][None] for name in shared if name in found}
+        return _run(pair, series, series.times, latents, 1, {}, noise, memory)
+
+
+def _draw_latents(pair: Pair, series: Series, num_samples: int, seed: int) -> dict[str, Tensor]:
     """Draws of the latent sites from the guide, name -> (S, ...)."""
-    with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
-        traces = [poutine.trace(guide).get_trace(series) for _ in range(num_samples)]
+    with seeded(seed):
+        traces = [pair.trace_guide(series) for _ in range(num_samples)]
     # auxiliary sites are the unconstrained numbers behind another site
     names = [
         name
@@ -98,86 +156,44 @@ def draw_latents_of(guide: Callable, series: Series, num_samples: int, seed: int
     return {name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names}
 
 
-def draw_encoding(
-    model: Callable,
-    guide: Callable,
-    series: Series,
-    num_samples: int,
-    seed: int,
-    device: torch.device | None = None,
-) -> dict[str, Tensor]:
-    """Draws of the latent sites, and of what the model computes of them under a name, name -> (S, ...).
-
-    They are made on the device, and come back to that of the series.
-    """
-    home, series = series.times.device, series.to(device=device)
-    latents = draw_latents_of(guide, series, num_samples, seed)
-    named: dict[str, list[Tensor]] = {}
-    with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
-        for i in range(num_samples):
-            conditioned = poutine.condition(model, data={name: value[i] for name, value in latents.items()})
-            # at the first time alone, where the solve has nothing to do
-            trace = poutine.trace(conditioned).get_trace(series, times=series.times[:, :1])
-            for name, node in trace.nodes.items():
-                if kind_of(node) == "deterministic":
-                    named.setdefault(name, []).append(node["value"])
-    draws = latents | {name: torch.stack(values) for name, values in named.items()}
-    return {name: value.to(home) for name, value in draws.items()}
-
-
-def draw_forecast(
-    model: Callable,
-    guide: Callable,
-    series: Series,
-    horizon: int | Tensor,
-    *,
-    num_samples: int,
-    noise: bool,
-    do: Mapping[str, Any] | None,
-    seed: int,
-    memory: str | int,
-    device: torch.device | None = None,
-) -> Forecast:
-    """Latent sites from the guide, then the model at other times; see ``Fit.forecast``."""
-    home, series = series.times.device, series.to(device=device)
-    times = times_ahead(series, horizon)
-    latents = draw_latents_of(guide, series, num_samples, seed)
-    if do:
-        model = poutine.do(model, data={name: _as_tensor(value, series) for name, value in do.items()})
-    draws = [{name: value[i] for name, value in latents.items()} for i in range(num_samples)]
-    with seeded(seed + 1):
-        return _run(model, series, times, draws, latents, noise, memory).to(home)
-
-
-def draw_prior(model: Callable, series: Series, *, noise: bool, seed: int, memory: str | int) -> Forecast:
-    """The model at the times of a series without values: nothing is conditioned on."""
-    with seeded(seed):
-        return _run(model, series, series.times, [{}], {}, noise, memory)
-
-
 def _run(
-    model: Callable,
+    pair: Pair,
     series: Series,
     times: Tensor,
-    draws: list[dict[str, Tensor]],
     latents: dict[str, Tensor],
+    num_samples: int,
+    do: Mapping[str, Tensor],
     noise: bool,
     memory: str | int,
 ) -> Forecast:
     parts: dict[str, list[Tensor]] = {"z": [], "mean": [], "value": []}
-    with torch.no_grad(), pyro.validation_enabled(False):
-        for i, draw in enumerate(draws):
-            conditioned = poutine.condition(poutine.uncondition(model), data=draw)
-            trace = poutine.trace(conditioned).get_trace(series, times=times)
-            site = _observed(trace)
-            parts["mean"].append(site["fn"].mean)
-            if noise:
-                parts["value"].append(site["value"])
-            parts["z"] += [node["value"] for node in trace.nodes.values() if kind_of(node) == "ode"][:1]
-            if i == 0:
-                _check_memory(parts, len(draws), memory)
+    for i in range(num_samples):
+        trace = pair.trace_model(series, times, {name: value[i] for name, value in latents.items()}, do)
+        site = _observed(trace)
+        parts["mean"].append(site["fn"].mean)
+        if noise:
+            parts["value"].append(site["value"])
+        parts["z"] += [node["value"] for node in trace.nodes.values() if kind_of(node) == "ode"][:1]
+        if i == 0:
+            _check_memory(parts, num_samples, memory)
     z, means, values = (torch.stack(part) if part else None for part in parts.values())
     return Forecast(times.expand(len(series), -1), latents, z, means, values)
+
+
+def _check_sites(do: Mapping[str, Tensor], pair: Pair, series: Series) -> None:
+    """An intervention on a site that is not there would be without effect."""
+    with seeded(0):
+        nodes = pair.trace_start(series).nodes
+    sites = [name for name, node in nodes.items() if _is_unknown(node) or kind_of(node) in ("deterministic", "ode")]
+    wrong = [name for name in do if name not in sites]
+    if wrong:
+        raise LatentDEError(f"do: the model has no site {wrong} to be set; it has {sites}")
+
+
+def _is_unknown(node: dict[str, Any]) -> bool:
+    """A latent site, and none of the observations, which are drawn here too."""
+    infer = node.get("infer") or {}
+    return kind_of(node) == "latent" and not ("lde_observe" in infer or infer.get("was_observed"))
 
 
 def _observed(trace: poutine.Trace) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def hand_over(
     Raises:
         LatentDEError: too many coordinates for one run, or a local site that the guide does not draw.
     """
-    whole = replace(series, index=None, population=None, time_weight=1.0)
+    whole = series._with(index=None, population=None, time_weight=1.0)
     held = held_values(model, guide, whole, args, kwargs, given=given, plate=plate, seed=seed)
     conditional = _Held(held)(model)
     joint = LogJoint(conditional, (whole, *args), kwargs)

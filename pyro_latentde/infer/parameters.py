@@ -9,9 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
+from pyro import poutine
 from torch import nn
 
-__all__ = ["constant", "with_params"]
+from pyro_latentde.posterior.model_sites import seeded
+
+__all__ = ["constant", "fitted", "with_params"]
 
 
 def with_params(fn: Callable, state: Mapping[str, Any]) -> Callable:
@@ -31,6 +35,18 @@ def with_params(fn: Callable, state: Mapping[str, Any]) -> Callable:
             return fn(*args, **kwargs)
 
     return run
+
+
+def fitted(model: Callable, state: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any]) -> Callable:
+    """The model with its fitted parameters, or the model itself if it has none."""
+    run = with_params(model, state)
+    if isinstance(model, nn.Module) and any(True for _ in model.parameters()):
+        return run
+    if not state["params"]:
+        return model
+    with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
+        found = poutine.trace(run, param_only=True).get_trace(*args, **kwargs)
+    return run if any(name in state["params"] for name in found.nodes) else model
 
 
 def constant(fn: Callable, state: Mapping[str, Any]) -> Callable:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +69,7 @@ class Sleep(ELBO):
             raise LatentDEError("Sleep: the first argument of model and guide must be a Series, to be dreamt anew")
         with torch.no_grad():
             asleep = poutine.trace(guide).get_trace(*args, **kwargs)
+            self._check_local(asleep)
             shared = {n: v["value"] for n, v in asleep.nodes.items() if _is_latent(v) and not self._is_local(v)}
             given = shared | ({} if self.proposal is None else self._proposed(*args, **kwargs))
             dreaming = poutine.condition(poutine.uncondition(model), data=given)
@@ -81,7 +81,7 @@ class Sleep(ELBO):
             )
         latents = {n: dream.nodes[n]["value"] for n, v in asleep.nodes.items() if _is_latent(v) and n in dream.nodes}
         values = _observations(dream)
-        series = replace(args[0], values=values.nan_to_num(0.0, 0.0, 0.0))
+        series = args[0]._with(values=values.nan_to_num(0.0, 0.0, 0.0))
         trace = poutine.trace(poutine.condition(guide, data=latents)).get_trace(series, *args[1:], **kwargs)
         trace.compute_log_prob()
         dream.nodes["_finite"] = {"type": "args", "value": values.isfinite().flatten(1).all(1)}
@@ -111,6 +111,15 @@ class Sleep(ELBO):
         with poutine.block():
             trace = poutine.trace(self.proposal).get_trace(*args, **kwargs)
         return {n: v["value"] for n, v in trace.nodes.items() if _is_latent(v) and self._is_local(v)}
+
+    def _check_local(self, asleep: poutine.Trace) -> None:
+        latent = [node for node in asleep.nodes.values() if _is_latent(node)]
+        if not any(map(self._is_local, latent)):
+            plates = sorted({frame.name for node in latent for frame in node["cond_indep_stack"]})
+            raise LatentDEError(
+                f"Sleep: the guide draws no site in a plate '{self.plate}', and so has nothing to learn from dreams; "
+                f"its plates are {plates}. See lde.series_plate, or give plate=."
+            )
 
     def _is_local(self, node: dict[str, Any]) -> bool:
         return any(frame.name == self.plate for frame in node["cond_indep_stack"])

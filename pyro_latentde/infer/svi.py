@@ -14,10 +14,10 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro_latentde.data.series import Series
 from pyro_latentde.infer.batches import Batches
 from pyro_latentde.infer.devices import OneDevice, make_devices
-from pyro_latentde.infer.fit import Fit, quiet
+from pyro_latentde.infer.fit import Fit
 from pyro_latentde.infer.svi_heldout import HeldOut
 from pyro_latentde.infer.svi_loop import Training
-from pyro_latentde.infer.svi_modules import check_names
+from pyro_latentde.infer.svi_modules import check_names, quiet
 from pyro_latentde.infer.svi_options import Options
 from pyro_latentde.infer.svi_start import check_shapes, place_guide
 from pyro_latentde.infer.svi_steps import Clip, Stepper, make_optimizer
@@ -166,8 +166,10 @@ def _prepare(
 ) -> tuple[Training, Callable]:
     """Check model and guide on a small batch, and put the pieces of a run together."""
     batches, some = None, args
-    if options.batch_size or options.window or (where.world > 1 and args and isinstance(args[0], Series)):
-        batches = Batches(args[0], options.batch_size, options.window, options.seed, where.rank, where.world)
+    in_parts = options.batch_size is not None or options.window is not None
+    if in_parts or (where.world > 1 and args and isinstance(args[0], Series)):
+        part = (options.seed, where.rank, where.world, options.num_steps)
+        batches = Batches(args[0], options.batch_size, options.window, *part)
         some = (batches.example(), *args[1:])
     sites = inspect_model(model, *some, **kwargs)
     elbo = options.elbo

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ def log_weights(
         LatentDEError: a site outside the plate whose value is not given.
     """
     n = len(series)
-    whole = replace(series, index=None, population=None, time_weight=1.0)
+    whole = series._with(index=None, population=None, time_weight=1.0)
     model, guide = poutine.condition(model, data=dict(given)), poutine.condition(guide, data=dict(given))
     found, left = [], num_particles
     while left:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.infer.svi_modules import evaluating, fixed_tensors
-from pyro_latentde.infer.svi_steps import Stepper
+from pyro_latentde.infer.svi_steps import FAILURES, Stepper
 from pyro_latentde.posterior.model_sites import seeded
 
 __all__ = ["HeldOut"]
@@ -43,7 +43,7 @@ class HeldOut:
         patience: int | None,
         trained: Series,
     ) -> None:
-        self.series = replace(series, time_weight=series.time_weight * _size(trained) / _size(series))
+        self.series = series._with(time_weight=series.time_weight * _size(trained) / _size(series))
         self.stepper, self.modules = stepper, modules
         self.seed, self.patience = seed, patience
         self.chunk = min(batch_size or len(series), len(series))
@@ -53,19 +53,29 @@ class HeldOut:
         self.best_step, self.best_elbo = -1, -math.inf
 
     def evaluate(self, step: int) -> float:
-        """ELBO in nats per training set; it is kept, and the parameters too if it is the best."""
+        """ELBO in nats per training set, NaN where the model fails; it is kept, and the best parameters."""
         elbo = self._elbo()
         self.steps.append(step)
         self.elbos.append(elbo)
-        if elbo > self.best_elbo:
+        if math.isfinite(elbo) and elbo > self.best_elbo:
             self.best_elbo, self.best_step = elbo, step
             self.best = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
         return elbo
 
     @property
     def exhausted(self) -> bool:
-        """Whether as many evaluations as `patience` have brought nothing better."""
-        return self.patience is not None and sum(step > self.best_step for step in self.steps) >= self.patience
+        """Whether as many finite evaluations as `patience` have brought nothing better."""
+        finite = [step for step, elbo in zip(self.steps, self.elbos, strict=True) if math.isfinite(elbo)]
+        return self.patience is not None and sum(step > self.best_step for step in finite) >= self.patience
+
+    def warn_if_useless(self) -> None:
+        """Tell that no evaluation was finite: the best parameters are not known then."""
+        if self.elbos and not any(map(math.isfinite, self.elbos)):
+            warnings.warn(
+                f"heldout: none of {len(self.elbos)} evaluations of the ELBO was finite, so the last parameters are "
+                "kept and patience= had no effect: the model fails for some of these series, or at draws for them",
+                stacklevel=2,
+            )
 
     def restore_best(self) -> None:
         """Put the best parameters back."""
@@ -88,18 +98,24 @@ class HeldOut:
         stepper, devices = self.stepper, self.stepper.devices
         n, total = len(self.series), torch.zeros((), dtype=torch.float64)
         weight, stepper.kl_weight.weight = stepper.kl_weight.weight, 1.0
-        with evaluating(*self.modules), seeded(self.seed), devices.autocast():
-            for number, start in enumerate(range(0, n, self.chunk)):
-                if number % devices.world != devices.rank:
-                    continue
-                rows = torch.arange(start, min(start + self.chunk, n))
-                chunk = self.series if len(rows) == n else self.series.batch(rows)
-                torch.manual_seed(self.seed + number)  # the same numbers, whichever device takes the chunk
-                loss = stepper.parts.elbo.loss(stepper.model, stepper.guide, chunk, *stepper.args[1:], **stepper.kwargs)
-                total -= float(loss) * len(rows) / n
-        stepper.kl_weight.weight = weight
+        try:
+            with evaluating(*self.modules), seeded(self.seed), devices.autocast():
+                for number in range(devices.rank, -(-n // self.chunk), devices.world):
+                    rows = torch.arange(number * self.chunk, min((number + 1) * self.chunk, n))
+                    torch.manual_seed(self.seed + number)  # the same numbers, whichever device takes the chunk
+                    total -= self._loss(self.series if len(rows) == n else self.series.batch(rows)) * len(rows) / n
+        finally:
+            stepper.kl_weight.weight = weight
         total = total.to(next(iter(stepper.params.values())).device) if devices.world > 1 else total
         return float(devices.average(total)) * devices.world
+
+    def _loss(self, chunk: Series) -> float:
+        stepper = self.stepper
+        try:
+            loss = stepper.parts.elbo.loss(stepper.model, stepper.guide, chunk, *stepper.args[1:], **stepper.kwargs)
+        except FAILURES:
+            return math.nan
+        return float(loss)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**self.stepper.params, **fixed_tensors(*self.modules)}

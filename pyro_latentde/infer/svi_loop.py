@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pyro_latentde.errors import CheckpointError, InitError, LatentDEError
+from pyro_latentde.errors import InitError, LatentDEError
 from pyro_latentde.infer import checkpoint
 from pyro_latentde.infer.batches import Batches
 from pyro_latentde.infer.progress import Progress
@@ -133,6 +133,7 @@ class Training:
         if self.heldout is None:
             return
         self.attrs |= {"heldout_steps": self.heldout.steps, "heldout_elbo": self.heldout.elbos}
+        self.heldout.warn_if_useless()
         if self.heldout.exhausted:
             self.attrs["stopped_early"] = len(self.losses)
         if self.options.keep == "best" and self.heldout.best:
@@ -141,8 +142,10 @@ class Training:
 
     def _trouble(self) -> LatentDEError:
         stepper, most, step = self.stepper, self.options.max_skips, len(self.losses) - 1
-        cause = stepper.culprit()
-        stepper.restore()
+        try:
+            cause = stepper.culprit()  # before the parameters go back to where nothing is wrong
+        finally:
+            stepper.restore()
         if len(self.losses) == most:
             return InitError(
                 f"none of the first {most} steps had a finite loss and gradient: {cause}. "
@@ -188,9 +191,6 @@ class Training:
             return
         content = checkpoint.read(self._file, _FORMAT)
         checkpoint.compare(self._file, content["identity"], self._identity | self._parameters(), _ADVICE)
-        missing = [name for group in content["stepper"]["groups"] for name in group if name not in self.stepper.params]
-        if missing:
-            raise CheckpointError(f"{self._file}: has a parameter '{missing[0]}' that is not here. {_ADVICE}")
         self.stepper.load(content["stepper"])
         with torch.no_grad():
             for name, tensor in fixed_tensors(*self.modules).items():

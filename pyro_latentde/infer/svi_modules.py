@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_latentde.errors import LatentDEError
 
-__all__ = ["check_names", "evaluating", "fixed_tensors", "modules_of"]
+__all__ = ["check_names", "evaluating", "fixed_tensors", "modules_of", "quiet"]
 
 
 def modules_of(model: Callable, guide: Callable) -> dict[str, nn.Module]:
@@ -40,6 +41,14 @@ def evaluating(model: Callable, guide: Callable) -> Iterator[None]:
     finally:
         for part in parts:
             part.training = True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Pyro warns of each non-finite loss; here they are counted instead."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered")
+        yield
 
 
 def check_names(model: Callable, guide: Callable) -> None:

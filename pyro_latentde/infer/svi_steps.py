@@ -21,8 +21,9 @@ from pyro_latentde.infer.annealing import KLWeight, PartsOfELBO
 from pyro_latentde.infer.devices import OneDevice
 from pyro_latentde.posterior.model_sites import kind_of, seeded
 
-__all__ = ["Clip", "Step", "Stepper", "make_optimizer"]
+__all__ = ["FAILURES", "Clip", "Step", "Stepper", "make_optimizer"]
 
+FAILURES = (torch.linalg.LinAlgError, SolveError)  # of single draws: the step is skipped, and the run goes on
 _TRIES_TO_FIND_CULPRIT = 10
 
 
@@ -194,13 +195,15 @@ class Stepper:
                 if bad:
                     return f"non-finite gradient for '{bad[0]}' (loss finite)"
                 continue
-            guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-            model = poutine.replay(self.model, trace=guide_trace)
-            model_trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
-            for trace, where in ((model_trace, "model"), (guide_trace, "guide")):
-                reason = _bad_site(trace, where)
-                if reason:
-                    return reason
+            try:
+                guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+                model = poutine.replay(self.model, trace=guide_trace)
+                model_trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
+                reason = _bad_site(model_trace, "model") or _bad_site(guide_trace, "guide")
+            except FAILURES as error:
+                reason = f"{type(error).__name__}: {error}"
+            if reason:
+                return reason
         return "non-finite loss or gradient"
 
     def _own_gradient(self) -> Step:
@@ -209,7 +212,7 @@ class Stepper:
         try:
             with poutine.trace(param_only=True) as capture, self.devices.autocast():
                 loss = self.parts.elbo.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
-        except (torch.linalg.LinAlgError, SolveError):
+        except FAILURES:
             return Step()
         self._add(capture.trace)
         weight = self.kl_weight.weight

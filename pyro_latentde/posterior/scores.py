@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
 
-__all__ = ["coverage", "crps", "l1", "quantiles", "rmse"]
+__all__ = ["coverage", "crps", "interval", "l1", "quantiles", "rmse"]
 
 
 def l1(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
@@ -66,10 +66,7 @@ def crps(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
 
 
 def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probability: float = 0.9) -> float:
-    """Share of the truth that lies in central intervals of the draws; for honest ones, their probability.
-
-    The ends are those between which one more draw lies with the probability, (S + 1) (1 - p) / 2 - 1 draws
-    from the extremes: plain quantiles of 20 draws would be too narrow, and cover 81 % instead of 90 %.
+    """Share of the truth that lies in each :func:`interval` of the draws; for honest ones, its probability.
 
     Args:
         draws: (S, ...).
@@ -83,12 +80,34 @@ def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probabili
         0.5
     """
     _check(draws, truth)
+    low, high = interval(draws, probability)
+    return _mean(((truth >= low) & (truth <= high)).to(draws.dtype), mask)
+
+
+def interval(draws: Tensor, probability: float = 0.9) -> tuple[Tensor, Tensor]:
+    """Ends of the central interval in which one more draw lies with the probability.
+
+    They are (S + 1) (1 - p) / 2 - 1 draws from the extremes: plain quantiles of 20 draws would be too narrow, and
+    cover 81 % instead of 90 %. Fewer than 2 / (1 - p) - 1 draws do not reach so far, and give their extremes.
+
+    Args:
+        draws: (S, ...).
+        probability: between 0 and 1.
+
+    Returns:
+        Lower and upper ends, each (...).
+
+    Example:
+        >>> import torch
+        >>> [round(end.item(), 3) for end in interval(torch.linspace(0, 1, 101), 0.9)]
+        [0.041, 0.959]
+    """
     if not 0 < probability < 1:
         raise ValueError(f"probability = {probability}; expected a number between 0 and 1, such as .9")
     num, tail = draws.shape[0], 0.5 * (1.0 - probability)
     end = max(0.0, tail * (num + 1) - 1) / max(1, num - 1)
     low, high = quantiles(draws, (end, 1.0 - end))
-    return _mean(((truth >= low) & (truth <= high)).to(draws.dtype), mask)
+    return low, high
 
 
 def quantiles(draws: Tensor, probabilities: Sequence[float]) -> list[Tensor]:

@@ -18,12 +18,12 @@ def series_plate(series: Series, name: str = "series", dim: int = -1) -> Iterato
 
     .. math:: \log p = \frac{N}{B} \frac{T}{W} \sum_{b=1}^{B} \log p_b
 
-    for B of N series (`Series.batch`) and windows of W of their T times (`Series.window`): an unbiased estimate of the
-    sum over all series, and over the windows each of them holds, one beside the other. Each window counts as a series,
-    with local sites of its own. Sites outside the plate are not scaled: they exist once.
+    for B of N series (`Series.batch`) and random windows of W of their T times (``Series.window(..., sample=True)``):
+    an unbiased estimate of the sum over all series, and over the windows each of them holds, one beside the other. Each
+    window counts as a series, with local sites of its own. Sites outside the plate are not scaled: they exist once.
 
     Args:
-        series: B series; whole data sets have N = B and T = W.
+        series: B series; whole data sets have N = B and T = W, and so have plain cuts of them.
         name: name of the plate.
         dim: batch dimension of the rows, negative.
 
@@ -36,7 +36,7 @@ def series_plate(series: Series, name: str = "series", dim: int = -1) -> Iterato
         >>> def model(series):
         ...     with lde.series_plate(series) as rows:
         ...         return rows, pyro.sample("z0", dist.Normal(0.0, 1.0))
-        >>> trace = pyro.poutine.trace(model).get_trace(series.batch([3, 7]).window(0, 2))
+        >>> trace = pyro.poutine.trace(model).get_trace(series.batch([3, 7]).window(0, 2, sample=True))
         >>> trace.nodes["_RETURN"]["value"][0], trace.nodes["z0"]["scale"]
         (tensor([3, 7]), 10.0)
     """

@@ -46,7 +46,7 @@ class Config:
 
         Raises:
             LatentDEError: a number that is none of ``train``, ``heldout``, ``test``, ``steps``, ``batch_size`` and
-                ``sleep``, or that is not positive.
+                ``sleep``, or that is not positive; ``sleep`` may be 0.
 
         Example:
             >>> from pyro_latentde.infer.schedules import cosine
@@ -56,7 +56,7 @@ class Config:
         """
         known = ("train", "heldout", "test", "steps", "batch_size", "sleep")
         for name, number in numbers.items():
-            if name not in known or number < 1:
+            if name not in known or number < (name != "sleep"):
                 raise LatentDEError(f"{name} = {number}: a configuration has positive numbers {', '.join(known)}")
         config = replace(self, **numbers)
         if config.steps == self.steps:

@@ -54,8 +54,9 @@ def run_recipe(
         say: where lines of text go.
 
     Returns:
-        The metrics, None for what is not defined; none at all if the run was interrupted, and in all processes but
-        the first.
+        The metrics, None for what is not defined; ``steps`` are those of the ELBO, ``skipped`` and ``seconds`` of both
+        stages, and after a sleep stage the held-out ELBO is ``heldout_elbo_before_sleep``. None at all if the run was
+        interrupted, and in all processes but the first.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,9 @@ def run_recipe(
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
         return {}
     if "interrupted" in fit.attrs:
-        say(f"interrupted after {len(fit.losses)} of {config.steps} steps; the same command goes on from there")
+        asleep = "sleep_steps" in fit.attrs
+        of = f"{config.sleep} steps of the sleep loss" if asleep else f"{config.steps} steps"
+        say(f"interrupted after {fit.attrs['interrupted']} of {of}; the same command goes on from there")
         return {}
     fit.save(out / "weights.pt")
     metrics = _measure_and_draw(fit, recipe, split, out) | {"seed": seed}
@@ -119,8 +122,10 @@ def _sleep(fit: Fit, recipe: Recipe, config: Config, split: Split, out: Path, se
             "log": out / "log_sleep.csv",
         },
     )
-    attrs = {**fit.attrs, **{key: value for key, value in slept.attrs.items() if key == "interrupted"}}
-    return replace(slept, losses=fit.losses, elapsed=fit.elapsed + slept.elapsed, attrs=attrs)
+    skipped, elapsed = fit.n_skipped + slept.n_skipped, fit.elapsed + slept.elapsed
+    attrs = {**fit.attrs, "sleep_steps": len(slept.losses), "n_skipped": skipped, "sampling_time": elapsed}
+    attrs |= {key: value for key, value in slept.attrs.items() if key == "interrupted"}
+    return replace(slept, losses=fit.losses, n_skipped=skipped, elapsed=elapsed, attrs=attrs)
 
 
 def make_pair(recipe: Recipe, split: Split, seed: int) -> nn.Module:
@@ -134,7 +139,8 @@ def _measure_and_draw(fit: Fit, recipe: Recipe, split: Split, out: Path) -> dict
     start = time.perf_counter()
     forecast, draws = forecast_test(fit, recipe, split), draw_parameters(fit, recipe, split)
     metrics = evaluate(fit, recipe, split, forecast, draws) | {
-        "heldout_elbo": _heldout_elbo(fit),
+        # The sleep loss changes the guide, and this number is older.
+        "heldout_elbo_before_sleep" if "sleep_steps" in fit.attrs else "heldout_elbo": _heldout_elbo(fit),
         "steps": len(fit.losses),
         "skipped": fit.n_skipped,
         "seconds": fit.elapsed,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def train(
         other = ", ".join(f"{key} {found.get(key)}" for key in facts if found.get(key) != facts[key])
         raise LatentDEError(f"{out} holds another run ({other}): give another folder, --out, or delete that one")
     out.mkdir(parents=True, exist_ok=True)
-    (out / _FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if not (out / _FILE).exists():
+        # Each process of a run writes the same, and none may read half a file.
+        partial = out / f".{_FILE}.{os.getpid()}.partial"
+        partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, out / _FILE)
     return run_recipe(recipe, chosen, out, seed=seed, **options)
 
 

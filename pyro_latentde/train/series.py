@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -52,12 +51,9 @@ class _ReadsFirst(PyroModule):
 
     def forward(self, series: Series) -> dict[str, Tensor]:
         """Draw the sites."""
-        length = series.times.shape[1]
-        if length <= self.count:
+        if series.times.shape[1] <= self.count:
             return self.guide(series)
-        # a window stands for several; this one stands for its series
-        with poutine.scale(scale=self.count / length):
-            return self.guide(series.window(0, self.count))
+        return self.guide(series.window(0, self.count))
 
 
 def _forecasting(pair: LatentODE, observed: int) -> LatentODE:

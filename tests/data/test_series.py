@@ -252,7 +252,7 @@ def test_window_cuts_each_series():
     series = pictures()
     starts = torch.tensor([0, 3, 1, 2, 0])
     window = series.window(starts, 3)
-    assert window.time_weight == 2.0 and window.population is None
+    assert window.time_weight == 1.0 and window.population is None
     for i, start in enumerate(starts.tolist()):
         assert torch.equal(window.times[i], torch.arange(start, start + 3.0))
         assert torch.equal(window.values[i], series.values[i, start : start + 3])
@@ -261,8 +261,10 @@ def test_window_cuts_each_series():
     assert torch.equal(window.covariates, series.covariates)
     same = series.window(1, 3)
     assert torch.equal(same.values, series.window([1] * 5, 3).values)
-    assert same.window(0, 2).time_weight == 3.0
-    both = series.batch([4, 0]).window([1, 2], 2)
+    sampled = series.window(1, 3, sample=True)
+    assert torch.equal(sampled.values, same.values) and sampled.time_weight == 2.0
+    assert sampled.window(0, 2).time_weight == 2.0 and sampled.window(0, 2, sample=True).time_weight == 3.0
+    both = series.batch([4, 0]).window([1, 2], 2, sample=True)
     assert both.index.tolist() == [4, 0] and both.time_weight == 3.0
 
 

@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import biject_to, constraints
 
 from pyro_latentde.distributions.joint import Joint
 from pyro_latentde.distributions.placement import placed
@@ -25,7 +26,7 @@ FNS = {
 @pytest.mark.parametrize("name", FNS)
 def test_density_is_computed_where_the_distribution_was_put(name: str) -> None:
     fn = FNS[name]
-    moved = placed(fn, META)
+    moved = placed(fn, torch.zeros((), device=META))
     assert type(moved) is type(fn)
     assert (moved.batch_shape, moved.event_shape) == (fn.batch_shape, fn.event_shape)
     value = torch.full(fn.batch_shape + fn.event_shape, 1.5, device=META)
@@ -36,6 +37,18 @@ def test_density_is_computed_where_the_distribution_was_put(name: str) -> None:
 
 def test_the_original_stays_and_is_given_back_where_it_is() -> None:
     fn = FNS["joint"]
-    placed(fn, META)
+    placed(fn, torch.zeros((), device=META))
     assert fn.sample().device == torch.device("cpu")
-    assert placed(fn, torch.device("cpu")) is fn
+    assert placed(fn, torch.zeros(())) is fn
+
+
+@pytest.mark.parametrize("name", FNS)
+def test_floating_parameters_take_the_dtype(name: str) -> None:
+    moved = placed(FNS[name], torch.zeros((), dtype=torch.float64))
+    assert moved.sample().dtype == torch.float64
+    assert moved.log_prob(moved.sample()).dtype == torch.float64
+
+
+def test_transforms_move_too() -> None:
+    transform = biject_to(constraints.interval(torch.tensor(1.0), torch.tensor(2.0)))
+    assert placed(transform, torch.zeros((), dtype=torch.float64))(torch.zeros(3).double()).dtype == torch.float64

@@ -140,7 +140,7 @@ def test_structured_guide_correlates_sites_and_unstructured_does_not() -> None:
 def test_minibatch_has_the_scale_of_the_data_set() -> None:
     series = make_series("complete", n=8)
     guide = SeriesGuide(local_priors(), nn.RecurrentEncoder(VALUES, 6))
-    trace = poutine.trace(guide).get_trace(series.batch(torch.tensor([1, 5])).window(0, 3))
+    trace = poutine.trace(guide).get_trace(series.batch(torch.tensor([1, 5])).window(0, 3, sample=True))
     assert float(trace.nodes["z0"]["scale"]) == pytest.approx(8 / 2 * 6 / 3)
 
 
@@ -161,6 +161,21 @@ def test_covariates_reach_the_heads() -> None:
         guide = SeriesGuide(local_priors(), nn.RecurrentEncoder(VALUES, 6), covariates=1)
         means.append(poutine.trace(guide).get_trace(series).nodes["z0"]["fn"].mean)
     assert not torch.allclose(*means)
+
+
+def test_stations_in_the_padding_have_no_density() -> None:
+    torch.manual_seed(9)
+    times = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 2.0, 2.0, 2.0]])
+    priors = local_priors() | {"shots": dist.Normal(torch.zeros(2), 1.0).to_event(1)}
+    stations = {"shots": lambda length: list(range(1, length))}
+    guide = SeriesGuide(priors, nn.RecurrentEncoder(VALUES, 6), stations=stations)
+    trace = poutine.trace(guide).get_trace(Series.from_tensors(times, torch.randn(2, 5, VALUES)))
+    trace.compute_log_prob()
+    site = trace.nodes["shots"]
+    assert site["value"].shape == (2, 4, 2)
+    parts = site["fn"].base_dist.base_dist.log_prob(site["value"])
+    expected = torch.stack([parts[0].sum(), parts[1, :2].sum()])
+    torch.testing.assert_close(site["log_prob"], expected)
 
 
 def test_wrong_names_and_missing_values_are_told() -> None:

@@ -119,20 +119,20 @@ def test_minibatches_of_windows_are_unbiased():
     """Over all pairs of series and all pairs of starts: the mean over all windows, T / W of them to a series."""
     series, length = smooth_series(4, length=5), 3
     every = [
-        gradients(series.batch(list(rows)).window(list(starts), length))
+        gradients(series.batch(list(rows)).window(list(starts), length, sample=True))
         for rows in itertools.combinations(range(4), 2)
         for starts in itertools.product(range(3), repeat=2)
     ]
     # By hand: the sum over series and windows of the local terms is linear in the plate, so that the mean over starts
     # of whole-data windows, each with the weight T / W = 5 / 3, is the target.
-    whole = [gradients(series.window(start, length)) for start in range(3)]
+    whole = [gradients(series.window(start, length, sample=True)) for start in range(3)]
     assert_close(torch.stack(every).mean(0), torch.stack(whole).mean(0), rtol=1e-10, atol=1e-10)
 
 
 def test_weight_of_a_window_by_hand():
     """Local terms count N/B T/W times, the shared site once."""
     series = smooth_series(4, length=6)
-    batch = series.batch([2]).window(1, 2)
+    batch = series.batch([2]).window(1, 2, sample=True)
     slope, weight = 0.4 + 0.7 * 0.3, torch.tensor([0.3, -0.2, 0.1]).double()
     location = batch.values.mean(1) @ weight
     level = location + 0.7 * 0.2

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: a resumed run is the same run to the bit, a killed write leaves a good file, strangers are refused."""
 
+import functools
+import json
 import os
 import random
 import signal
@@ -15,10 +17,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_ode import network_pair, smooth_series
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_latentde.errors import CheckpointError
-from pyro_latentde.infer import Fit, checkpoint, fit_svi, schedules
+from pyro_latentde.infer import Fit, Sleep, checkpoint, fit_svi, schedules
 from pyro_latentde.infer.svi_loop import CHECKPOINT
 
 SETTINGS = {
@@ -199,8 +202,68 @@ def test_fingerprints():
     gap[0, 0, 0] = False
     assert checkpoint.fingerprint(series) == checkpoint.fingerprint(smooth_series())
     assert checkpoint.fingerprint(series) != checkpoint.fingerprint(type(series)(series.times, series.values, gap))
-    assert checkpoint.describe(schedules.linear) == "pyro_latentde.infer.schedules.linear"
+    assert checkpoint.describe(schedules.linear).startswith("pyro_latentde.infer.schedules.linear ")
     assert "0x" not in checkpoint.describe(object())
+
+
+def constant_rate(rate, extra=None):
+    return lambda step, power=1.0: rate**power + (extra or 0.0)
+
+
+def itself(step):
+    def inner(step):
+        return inner(step - 1) if step else 0.5
+
+    return inner
+
+
+def different():
+    return [
+        constant_rate(0.1),
+        constant_rate(0.2),
+        constant_rate(torch.tensor(0.1)),
+        constant_rate(0.1, 1.0),
+        lambda step: 0.1,
+        lambda step: 0.2,
+        lambda step, by=1: 0.1,
+        lambda step, by=2: 0.1,
+        lambda step: step in {"a", "b", "c", "d"},
+        lambda step: step in {"a", "b", "c", "e"},
+        itself(3),
+        functools.partial(constant_rate(0.1), power=2),
+        functools.partial(constant_rate(0.1), power=3),
+        pyro.optim.Adam({"lr": 0.01}),
+        pyro.optim.Adam({"lr": 0.02}),
+        pyro.optim.SGD({"lr": 0.02}),
+        Trace_ELBO(1),
+        Trace_ELBO(8),
+        Sleep(),
+        Sleep(plate="animals"),
+        Sleep(proposal=constant_rate(0.1)),
+        [lambda step: 0.1],
+        [lambda step: 0.2],
+        {"a": lambda step: 0.1},
+        schedules.warmup(3, lambda step: 0.1),
+        schedules.warmup(3, lambda step: 0.2),
+    ]
+
+
+def test_settings_are_told_apart_and_recognised_in_another_process():
+    texts = [checkpoint.describe(thing) for thing in different()]
+    assert len(set(texts)) == len(texts) and not any("0x" in text for text in texts)
+    code = "import json, test_checkpoint as t; print(json.dumps([*map(t.checkpoint.describe, t.different())]))"
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(here)}
+    found = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], env=environment)
+    assert json.loads(found) == texts
+
+
+def test_an_optimizer_with_another_rate_is_another_run(tmp_path):
+    run(checkpoint=tmp_path, optimizer=pyro.optim.Adam({"lr": 0.01}))
+    run(checkpoint=tmp_path, optimizer=pyro.optim.Adam({"lr": 0.01}))
+    for change in ({"lr": 0.02}, {"lr": 0.01, "weight_decay": 0.1}):
+        with pytest.raises(CheckpointError, match="optimizer .*lr"):
+            run(checkpoint=tmp_path, optimizer=pyro.optim.Adam(change))
 
 
 def test_weights_for_use(tmp_path):

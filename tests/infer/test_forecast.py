@@ -158,6 +158,71 @@ def test_intervention_on_a_named_parameter_of_a_goku_net():
     assert not torch.equal(forecast.z, fit.forecast(videos, ahead, num_samples=2, noise=False).z)
 
 
+def test_an_intervention_on_no_site_is_refused(series):
+    with pytest.raises(LatentDEError, match=r"no site \['rtae'\].*\['z0', 'rate', 'half_life', 'z'\]"):
+        make_fit().forecast(series, 1, num_samples=1, do={"rtae": 0.5, "rate": 1.0})
+
+
+def test_further_arguments_of_the_fit_are_passed_on(series):
+    """A model in another unit, by a positional and a named argument: 300 times as large."""
+
+    def scaled(series, factor, *, gain=1.0, times=None):
+        with lde.series_plate(series):
+            z0 = pyro.sample("z0", dist.Normal(torch.full((1,), 2.0).double(), 0.5).to_event(1))
+            where = series.times if times is None else times.expand(len(series), -1)
+            pyro.deterministic("size", factor * gain * z0[:, 0], event_dim=0)
+            mean = factor * gain * z0.unsqueeze(-2).expand(-1, where.shape[-1], 1)
+            lde.observe("obs", dist.Normal(mean, NOISE), None if times is not None else series)
+
+    def scaled_guide(series, factor, *, gain=1.0):
+        with lde.series_plate(series):
+            pyro.sample("z0", dist.Delta(series.values[:, 0] / factor / gain, event_dim=1))
+
+    fit = Fit(torch.zeros(0).double(), 0, scaled_guide, scaled, (series, 100.0), {"gain": 3.0}, 0.0, {})
+    assert_close(fit.forecast(series, 2, 1).mean, series.values[:, :1].expand(-1, 2, 1))
+    assert_close(fit.reconstruct(series, 1).mean, series.values[:, :1].expand(-1, 4, 1))
+    draws = fit.encode(series, 1)
+    assert_close(draws["z0"][0], series.values[:, 0] / 300.0)
+    assert_close(draws["size"][0], series.values[:, 0, 0])
+    # means N(600, 150^2) of 1,000 series: five standard errors
+    assert fit.sample([0.0, 1.0], 1000).means.mean() == pytest.approx(600.0, abs=5 * 150 / math.sqrt(1000))
+
+
+def test_a_model_that_takes_no_times_is_told_how(series):
+    def stiff(series):
+        return model(series)
+
+    for use in (lambda fit: fit.forecast(series, 1), lambda fit: fit.encode(series), lambda fit: fit.sample([0.0])):
+        with pytest.raises(LatentDEError, match=r"takes \(series\).*def model\(series, times=None\)"):
+            use(make_fit(of=stiff))
+
+
+def test_samples_share_what_the_guide_has_learned(series):
+    """A level that all series have in common, N(0, 1) before, and N(7, 10^-6) after the data."""
+
+    def level_model(series, times=None):
+        level = pyro.sample("level", dist.Normal(torch.zeros(()).double(), 1.0))
+        with lde.series_plate(series):
+            z0 = pyro.sample("z0", dist.Normal(torch.zeros(1).double(), 0.1).to_event(1))
+            where = series.times if times is None else times.expand(len(series), -1)
+            mean = (level + z0).unsqueeze(-2).expand(-1, where.shape[-1], 1)
+            lde.observe("obs", dist.Normal(mean, NOISE), None if times is not None else series)
+
+    def level_guide(series, times=None):
+        pyro.sample("level", dist.Normal(7.0 * series.values.new_ones(()), 1e-6))
+        with lde.series_plate(series):
+            pyro.sample("z0", dist.Normal(series.values[:, 0], 0.05).to_event(1))
+
+    fit = Fit(torch.zeros(0).double(), 0, level_guide, level_model, (series,), {}, 0.0, {})
+    drawn = fit.sample([0.0, 1.0], 1000)
+    assert drawn.latents["level"].shape == (1,) and set(drawn.latents) == {"level"}
+    # five standard errors
+    assert drawn.means.mean() == pytest.approx(7.0, abs=5 * 0.1 / math.sqrt(1000))
+    assert drawn.means[0, :, 0, 0].std() == pytest.approx(0.1, rel=5 / math.sqrt(2000))
+    with pytest.raises(LatentDEError, match=r"all series share \['level'\].*Fit.load\(path, model, guide, series\)"):
+        make_fit(level_guide, level_model).sample([0.0, 1.0])
+
+
 def test_noise_is_that_of_the_model(series):
     forecast = make_fit().forecast(series, 5, num_samples=400)
     residual = forecast.values - forecast.means
@@ -186,6 +251,17 @@ def test_scores_of_an_honest_forecast(series):
     assert forecast.scores(observed)["l1"] == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(ShapeError, match=r"\(3, 7, 1\).*\(3, 1000, 1\)"):
         forecast.scores(truth[:, :7])
+
+
+def test_band_covers_as_often_as_it_says(series):
+    """Twenty draws of 3,000 values: plain quantiles would cover .81. Five binomial standard errors."""
+    times = torch.linspace(3.0, 4.0, 1000).double()
+    forecast = make_fit().forecast(series, times, num_samples=20)
+    truth = exact(series, times) + NOISE * torch.randn(3, 1000, 1).double()
+    low, high = forecast.band(0.9)
+    covered = ((truth >= low) & (truth <= high)).double().mean()
+    assert covered == pytest.approx(0.9, abs=5 * 0.3 / math.sqrt(3000))
+    assert covered == pytest.approx(forecast.scores(truth)["coverage"])
 
 
 def test_samples_have_the_moments_of_the_prior():

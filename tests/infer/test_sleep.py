@@ -132,8 +132,18 @@ def test_what_cannot_be_dreamt_is_told() -> None:
         with lde.series_plate(series):
             pyro.sample("z0", dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1))
 
+    with pytest.raises(LatentDEError, match=r"no site in a plate 'animals'.*plates are \['series'\]"):
+        Sleep(plate="animals").loss(model, Linear(0.5, 1.0), series(3))
     with pytest.raises(LatentDEError, match=r"one lde\.observe site"):
         Sleep().loss(blind, Linear(0.5, 1.0), series(3))
+
+
+def test_windows_without_any_observation_are_dreamt_too() -> None:
+    gap = torch.zeros(1, 2 * T, 1).double()
+    gap[:, T:] = torch.nan
+    empty = lde.Series.from_tensors(torch.arange(2.0 * T).double(), gap).window(T, T)
+    assert empty.n_observed == 0
+    assert math.isfinite(Sleep().loss(model, Linear(0.5, 1.0), empty))
 
 
 def test_dreams_begin_at_the_proposal_when_there_is_one() -> None:

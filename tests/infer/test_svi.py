@@ -193,6 +193,24 @@ def test_repeated_failures_restore_and_stop_with_the_name(what, message):
     assert fit.params["params"]["loc"].isfinite().all()
 
 
+def test_a_model_that_raises_again_and_again_keeps_the_fit():
+    """The search for the culprit meets the same error: its text is the cause, and the parameters are put back."""
+    calls = []
+
+    def model(x, y):
+        calls.extend([1] * torch.is_grad_enabled())
+        if len(calls) > 50:
+            torch.linalg.cholesky(-torch.eye(2))
+        regression(x, y)
+
+    message = r"step 54: _?LinAlgError: .*cholesky.*restored step 49"
+    with pytest.raises(LatentDEError, match=f"(?s){message}") as caught:
+        fit_svi(model, guide_function, X, Y, num_steps=200, max_skips=5, start_at=None, progress=False)
+    reference = fit_svi(regression, guide_function, X, Y, num_steps=200, start_at=None, progress=False)
+    assert len(caught.value.fit.losses) == 55
+    assert torch.equal(caught.value.fit.losses[:50], reference.losses[:50])
+
+
 def test_no_finite_step_at_all_is_an_init_error():
     with pytest.raises(InitError, match="none of the first 4 steps.*init_loc_fn"):
         fit_svi(poisoned(lambda n: True, "loss"), guide_function, X, Y, max_skips=4, start_at=None, progress=False)

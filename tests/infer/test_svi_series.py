@@ -150,6 +150,56 @@ def test_the_best_parameters_are_kept():
     assert not torch.equal(last.weights["center"], fit.weights["center"])
 
 
+class Faulty(PyroModule):
+    """A model whose evaluations fail as asked for, by an error or by NaN; training steps do not."""
+
+    def __init__(self, model, fails):
+        super().__init__()
+        self.model, self.fails, self.calls = model, fails, 0
+
+    def forward(self, series):
+        self.calls += not torch.is_grad_enabled()
+        if not torch.is_grad_enabled() and self.fails(self.calls):
+            torch.linalg.cholesky(-torch.eye(2))
+        self.model(series)
+
+
+def test_an_evaluation_that_fails_does_not_end_the_run():
+    """Calls without gradients: three before training, then one for each evaluation of one chunk."""
+    series = smooth_series()
+    model, guide = network_pair()
+    options = {"eval_every": 2, "batch_size": 12, "kl_weight": 0.3}
+    calls = Faulty(model, lambda n: False)
+    fine = quick(calls, guide, series, heldout=series, **options)
+    before = calls.calls - 6
+    model, guide = network_pair()
+    fit = quick(Faulty(model, lambda n: n - before in (1, 2)), guide, series, heldout=series, patience=1, **options)
+    elbos, expected = torch.tensor([fit.attrs["heldout_elbo"], fine.attrs["heldout_elbo"]]).double()
+    assert elbos.isnan().tolist() == [True, True, False, False, False, False]
+    assert torch.equal(elbos[2:], expected[2:]) and torch.equal(fit.losses, fine.losses)
+
+
+def test_heldout_series_that_always_fail_are_told():
+    model, guide = network_pair()
+    fails = []
+    faulty = Faulty(model, lambda n: bool(fails))
+    rate = lambda step: fails.append(step) or 0.01  # noqa: E731  from the first update on
+    with pytest.warns(UserWarning, match="none of 6 evaluations of the ELBO was finite.*last parameters are kept"):
+        fit = quick(
+            faulty, guide, smooth_series(), heldout=smooth_series(), eval_every=2, patience=1, learning_rate=rate
+        )
+    assert len(fit.losses) == 12 and "best_step" not in fit.attrs and "stopped_early" not in fit.attrs
+
+
+def test_heldout_windows_may_hold_no_observation():
+    series = smooth_series()
+    mask = series.mask.clone()
+    mask[3, :5] = False
+    gap = lde.Series.from_tensors(series.times, series.values, mask=mask).window(0, 5)
+    fit = quick(*network_pair(), series, heldout=gap, num_steps=1, eval_every=1)
+    assert torch.tensor(fit.attrs["heldout_elbo"]).isfinite().all()
+
+
 def test_early_stopping():
     series = smooth_series()
     rate = schedules.exponential(0.01, 100.0, 80)
@@ -246,6 +296,9 @@ def test_distributions_in_full_precision():
     [
         ({"batch_size": 40}, DataError, "40 of 12 series"),
         ({"window": 11}, DataError, "window: 11 times from series of 10"),
+        ({"window": 0}, DataError, "window: 0 times from series of 10"),
+        ({"batch_size": 0}, DataError, "batch_size: 0 of 12 series"),
+        ({"window": schedules.progressive(3, 12, 11)}, DataError, "window: 11 times at step 10 from series of 10"),
         ({"heldout": torch.zeros(3)}, DataError, "heldout: expected a Series, got Tensor"),
         ({"heldout": lde.Series.from_tensors([0.0, 1.0], [1.0, 2.0])}, DataError, "heldout: 1 values.*have 3"),
         ({"patience": 3}, ValueError, "heldout="),

@@ -56,16 +56,26 @@ def test_average_over_windows_is_the_whole():
     z0, shared = leaves()
     full = log_joint(SERIES, z0, shared)
     starts, batches = (0, 2, 4), list(itertools.combinations(range(N), 3))
-    windows = [log_joint(SERIES.window(start, 2), z0, shared) for start in starts]
+    windows = [log_joint(SERIES.window(start, 2, sample=True), z0, shared) for start in starts]
     assert_close(sum(w["obs"] for w in windows) / 3, full["obs"], rtol=1e-13, atol=1e-13)
     both = [
-        log_joint(SERIES.batch(list(rows)).window(start, 2), z0[list(rows)], shared)["obs"]
+        log_joint(SERIES.batch(list(rows)).window(start, 2, sample=True), z0[list(rows)], shared)["obs"]
         for rows in batches
         for start in starts
     ]
     assert_close(sum(both) / len(both), full["obs"], rtol=1e-13, atol=1e-13)
     assert windows[0]["shared"] == full["shared"]
     assert_close(windows[0]["z0"], 3 * full["z0"])  # each window is a series with a start of its own
+
+
+def test_a_plain_cut_is_a_data_set_of_its_own():
+    """The density of its own values by hand, each once, and that of the start."""
+    z0, shared = leaves()
+    found = log_joint(SERIES.window(1, 2), z0, shared)
+    times, values = SERIES.times[:, 1:3, None], SERIES.values[:, 1:3]
+    expected = dist.Normal(z0[:, None] * times.cos() + shared, 0.7).log_prob(values).sum()
+    assert_close(found["obs"], expected, rtol=1e-13, atol=1e-13)
+    assert_close(found["z0"], dist.Normal(0.0, 1.0).log_prob(z0).sum(), rtol=1e-13, atol=1e-13)
 
 
 class Fixed(dist.TorchDistribution):

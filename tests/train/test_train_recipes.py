@@ -42,7 +42,8 @@ def test_every_recipe_runs_from_end_to_end(name, few_draws, tmp_path):
     assert metrics == json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert (metrics["steps"], metrics["skipped"], metrics["failed"], metrics["seed"]) == (3, 0, 0, 0)
     assert all(isinstance(value, int | float) for value in metrics.values())
-    wanted = {"l1_reconstruction", "l1_extrapolation", "l1_last", "l1_mean", "seconds", "heldout_elbo"}
+    wanted = {"l1_reconstruction", "l1_extrapolation", "l1_last", "l1_mean", "seconds"}
+    wanted.add("heldout_elbo_before_sleep" if recipe.quick.sleep else "heldout_elbo")
     if name.startswith("goku"):
         wanted |= {"coverage90"} | {
             f"{p}_{score}" for p in recipe.range for score in ("correlation", "rmse", "coverage90")
@@ -85,7 +86,8 @@ def test_a_configuration_stretches_its_schedules():
         assert short.learning_rate(step) == quick.learning_rate(10 * step)
         assert short.window(step) == quick.window(10 * step)
     assert quick.changed(train=9).window is quick.window
-    for wrong in ({"step": 3}, {"steps": 0}):
+    assert quick.changed(sleep=0).sleep == 0
+    for wrong in ({"step": 3}, {"steps": 0}, {"sleep": -1}):
         with pytest.raises(LatentDEError, match="train, heldout, test, steps, batch_size"):
             quick.changed(**wrong)
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 import pyro_latentde as lde
-from pyro_latentde.errors import CheckpointError, DataError, LatentDEError
+from pyro_latentde.errors import CheckpointError, DataError, LatentDEError, SolveError
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU
 from pyro_latentde.nn import MLP
 from pyro_latentde.train import Config, Recipe, Split, Truth, evaluation, registry, run, saved
 
 NAME = "decay"
-CONFIG = Config(12, 4, 5, 8, 4, schedules.progressive(3, 6, 4), 1e-2, {"eval_every": 4})
+CONFIG = Config(12, 4, 5, 8, 4, schedules.progressive(3, 6, 4), 1e-2, options={"eval_every": 4})
 
 
 def decay(t, z, p):
@@ -99,6 +99,51 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     again = train(tmp_path / "cut")  # nothing is left to do
     assert without_times(again) == without_times(whole)
     assert json.loads((tmp_path / "cut" / "metrics.json").read_text()) == again
+
+
+def test_a_run_with_a_sleep_stage_tells_of_both(tmp_path, monkeypatch):
+    """Cut in the second stage: the message has that stage's steps, and the same call ends as if nothing had been."""
+    whole = train(tmp_path / "whole", overrides={"sleep": 6})
+    assert whole["steps"] == 8 and "heldout_elbo" not in whole
+    rows = [line.split(",") for line in (tmp_path / "whole" / "log.csv").read_text().splitlines()]
+    elbos = [float(row[rows[0].index("heldout_elbo")]) for row in rows[1:] if row[rows[0].index("heldout_elbo")]]
+    assert whole["heldout_elbo_before_sleep"] == pytest.approx(max(elbos), rel=1e-9)
+    assert len((tmp_path / "whole" / "log_sleep.csv").read_text().splitlines()) == 1 + 6
+    presses = []
+
+    def cut(*args):
+        presses.append(1)
+        if len(presses) == 3:
+            signal.raise_signal(signal.SIGINT)
+        if len(presses) == 2:
+            raise SolveError("one dream fails")
+        return step(*args)
+
+    step = run.Sleep.loss_and_grads
+    monkeypatch.setattr(run.Sleep, "loss_and_grads", cut)
+    said = []
+    options = {"overrides": {"sleep": 6}, "progress": False, "accelerator": "cpu"}
+    assert saved.train(NAME, out=tmp_path / "cut", say=said.append, **options) == {}
+    assert "interrupted after 3 of 6 steps of the sleep loss" in said[-1]
+    resumed = train(tmp_path / "cut", overrides={"sleep": 6})
+    assert resumed["skipped"] == 1
+    assert "heldout_elbo" in train(tmp_path / "awake", overrides={"sleep": 0})
+
+
+def test_run_json_is_never_half_written(tmp_path, monkeypatch):
+    """A second process of the same run leaves the file alone, and one that is killed on the way leaves none."""
+    train(tmp_path)
+    stamp = (tmp_path / "run.json").stat().st_mtime_ns
+    train(tmp_path)
+    assert (tmp_path / "run.json").stat().st_mtime_ns == stamp
+
+    def killed(*names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saved.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed")
+    assert not (tmp_path / "killed" / "run.json").exists()
 
 
 def test_a_run_read_back_gives_its_metrics(tmp_path):
