@@ -36,7 +36,7 @@ class Sleep(ELBO):
         plate: name of the plate of series.
         proposal: a guide, usually a copy of the trained one. Latent values of the dreams are then its draws at the real
             series instead of draws of the prior: dreams are like the data, and the prior in the formula is the
-            distribution of what is found in them.
+            distribution of what is found in them. An error that model and guide share then stays hidden.
 
     References:
         Hinton, Dayan, Frey and Neal, "The wake-sleep algorithm for unsupervised neural networks", Science 268, 1995.
