@@ -6,6 +6,7 @@ parameters as part of the state. It has the same weights, and from the same rand
 checked. The share of the solve is what a step loses when copies of z0 take its place, forward and backward.
 """
 
+import importlib
 import json
 import math
 import subprocess
@@ -101,9 +102,9 @@ class _Peer(nn.Module):
         super().__init__()
         guide, self.times, self.solve = pair.guide, times, solve
         self.frames, self.decoder, self.heads = guide.frames, pair.model.decoder, guide.heads
-        self.gru = guide.encoders["z0"].directions["from_end"]
+        self.reader = guide.encoders["z0"].directions["from_end"]
         self.lstm_back, self.lstm = (guide.encoders["theta"].directions[name] for name in ("from_end", "from_start"))
-        self.log_sd = pair.model.likelihood.log_sd
+        self.likelihood = pair.model.likelihood
         gaps = torch.full((BATCH, len(times), 1), GAP)
         gaps[:, 0] = 0.0
         self.rest = torch.cat([torch.ones(BATCH, len(times), guide.frames.out_features), gaps], dim=-1)
@@ -111,15 +112,17 @@ class _Peer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = self.frames(x)
         forth, back = (torch.cat([f, self.rest], dim=-1) for f in (features, features.flip(1)))
-        z0, log_q = self._draw("z0", self.gru(back)[0][:, -1])
-        summary = torch.cat([self.lstm_back(back)[0][:, -1], self.lstm(forth)[0][:, -1], z0], dim=-1)
+        free, log_q = self._draw("z0", self.reader(back)[0][:, -1])
+        z0 = SPREAD * free  # the guide works in the prior's units
+        log_q = log_q - len(x) * SPREAD.log().sum()
+        summary = torch.cat([self.lstm_back(back)[0][:, -1], self.lstm(forth)[0][:, -1], free], dim=-1)
         code, log_q_code = self._draw("theta", summary)
         unit = code[:, 0].sigmoid()
         log_jacobian = -softplus(-code[:, 0]) - softplus(code[:, 0])  # of the draw from (0, 1); the width is 1
         z = self.solve(z0, 1.0 + unit, self.times)
-        sd = self.log_sd.exp()
+        log_sd = self.likelihood.log_sd
         squares = mse_loss(self.decoder(z), x, reduction="sum")
-        log_lik = -0.5 * squares / sd**2 - x.numel() * (self.log_sd + 0.5 * math.log(2 * math.pi))
+        log_lik = -0.5 * squares / log_sd.exp() ** 2 - x.numel() * (log_sd + 0.5 * math.log(2 * math.pi))
         log_prior = -0.5 * ((z0 / SPREAD) ** 2).sum() - len(x) * (SPREAD.log().sum() + math.log(2 * math.pi))
         return log_q + log_q_code - log_jacobian.sum() - log_prior - log_lik
 
@@ -217,6 +220,7 @@ def _measure_peak(variant: str) -> None:
     # drawing frames would take more memory than a step
     videos = Series.from_tensors(GAP * torch.arange(FRAMES), torch.rand(BATCH, FRAMES, 784))
     step = VARIANTS[variant](videos)
+    importlib.import_module("torch._dynamo")  # 37 MiB, which making an optimizer imports: sooner here, later there
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _resident("VmRSS")
     for _ in range(10):

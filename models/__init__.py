@@ -10,6 +10,7 @@ if __name__ != "pyro_latentde.models":
 
 from pyro_latentde.models import systems
 from pyro_latentde.models.goku import GOKU
+from pyro_latentde.models.latent_events import LatentEvents
 from pyro_latentde.models.latent_ode import LatentODE
 
-__all__ = ["GOKU", "LatentODE", "systems"]
+__all__ = ["GOKU", "LatentEvents", "LatentODE", "systems"]

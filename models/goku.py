@@ -9,14 +9,16 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.errors import LatentDEError
 from pyro_latentde.guides.series_guide import SeriesGuide
 from pyro_latentde.models.guide_parts import shared_guide
 from pyro_latentde.models.latents import Latent, Prior
 from pyro_latentde.models.series_model import SeriesModel, state_size
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.unknown import Hybrid
-from pyro_latentde.nn import RecurrentEncoder, ResidualMLP
+from pyro_latentde.nn import RecurrentEncoder, ResidualMLP, Select, Standardized, start_at
 
 __all__ = ["GOKU", "Guide", "Model"]
 
@@ -79,8 +81,10 @@ class Guide(SeriesGuide):
 
     Args:
         model: the model, for its sites.
-        values: number D of values (pixels) at each time.
+        values: number D of values (pixels) at each time; or the series to be trained on, by whose mean and spread the
+            default network of frames then standardizes what it reads, see :class:`.Standardized`.
         frames: network (..., D) -> (..., F) of one frame; by default the published residual network with F = 32.
+        width: of the default network of frames.
         encoders: a series encoder for all sites or one per site; by default recurrent networks of two layers.
         hidden: width of the default encoders.
         head: ``"normal"``, ``"full_rank"`` or ``"flow"``.
@@ -92,9 +96,10 @@ class Guide(SeriesGuide):
     def __init__(
         self,
         model: Model,
-        values: int,
+        values: int | Series,
         *,
         frames: nn.Module | None = None,
+        width: int = 200,
         encoders: nn.Module | Mapping[str, nn.Module] | None = None,
         hidden: int = 16,
         head: str = "full_rank",
@@ -102,14 +107,16 @@ class Guide(SeriesGuide):
         time_scale: float = 1.0,
         covariates: int = 0,
     ) -> None:
-        frames = ResidualMLP(values, 32, output="relu") if frames is None else frames
+        if frames is None:
+            frames = ResidualMLP(_count(values), 32, width, output="relu")
+            frames = frames if isinstance(values, int) else Standardized.of(values, frames)
         priors = model.local_priors()
         if encoders is None:
             size, options = frames.out_features, {"layers": 2, "time_scale": time_scale}
             encoders = {
                 name: RecurrentEncoder(size, hidden, cell="lstm", bidirectional=True, **options)
                 if name.startswith("theta")
-                else RecurrentEncoder(size, hidden, cell="gru", **options)
+                else RecurrentEncoder(size, hidden, cell="lstm", **options)
                 for name in priors
             }
         super().__init__(
@@ -131,19 +138,27 @@ class GOKU(nn.Module):
         field: the known vector field f(t, z, p).
         z0: prior of the start.
         theta: prior of the parameters of each series.
-        values: number D of values (pixels) at each time.
+        values: number D of values (pixels) at each time; better the series to be trained on: the default networks then
+            begin at their mean, and learn much faster.
+        visible: names of the states that an observation shows, such as angles but not their rates, for the default
+            decoder; all by default.
         decoder: network (..., S) -> (..., D); by default the published residual network with a sigmoid, for pixels.
+        width: of the default networks.
         likelihood: by default normal with one learned sd.
         guide: keywords of :class:`Guide`.
         options: further keywords of :class:`Model`: ``unknown=``, ``shared=``, ``shooting=``, solver settings.
+
+    Raises:
+        LatentDEError: ``visible`` names no state, or there are no names.
 
     Example:
         >>> import torch, pyro.distributions as dist, pyro_latentde as lde
         >>> def pendulum(t, z, p):
         ...     return torch.stack([z[1], -10.0 / p["length"] * z[0].sin()])
         >>> start = dist.Normal(torch.zeros(2), 0.5).to_event(1)
-        >>> goku = GOKU(pendulum, start, {"length": dist.Uniform(1.0, 2.0)}, values=16)
         >>> videos = lde.Series.from_tensors(torch.linspace(0, 1, 5), torch.rand(8, 5, 16))
+        >>> names = {"states": ("angle", "rate"), "visible": ["angle"]}
+        >>> goku = GOKU(pendulum, start, {"length": dist.Uniform(1.0, 2.0)}, values=videos, **names)
         >>> fit = lde.infer.fit_svi(goku.model, goku.guide, videos, num_steps=2, batch_size=4, progress=False)
         >>> len(fit.losses)
         2
@@ -155,16 +170,52 @@ class GOKU(nn.Module):
         z0: Prior | Latent,
         theta: Prior | Latent | None,
         *,
-        values: int,
+        values: int | Series,
+        visible: Sequence[str] | None = None,
         decoder: nn.Module | None = None,
+        width: int = 200,
         likelihood: Callable[[Tensor], dist.Distribution] | None = None,
         guide: Mapping[str, Any] | None = None,
+        states: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         z0 = z0 if isinstance(z0, Latent) else Latent(z0)
         likelihood = Gaussian(sd="learned") if likelihood is None else likelihood
         if decoder is None:
-            decoder = ResidualMLP(state_size(z0, options.get("shared")), values, output="sigmoid")
-        self.model = Model(field, z0, theta, decoder, likelihood, **options)
-        self.guide = Guide(self.model, values, **dict(guide or {}))
+            decoder = _decoder(z0, values, width, visible, states, options.get("shared"))
+        elif visible is not None:
+            raise LatentDEError("GOKU: visible= is for the default decoder; put your own into nn.Select instead")
+        self.model = Model(field, z0, theta, decoder, likelihood, states=states, **options)
+        self.guide = Guide(self.model, values, **{"width": width, **(guide or {})})
+
+
+def _decoder(
+    z0: Latent,
+    values: int | Series,
+    width: int,
+    visible: Sequence[str] | None,
+    states: Sequence[str] | None,
+    shared: Mapping[str, dist.Distribution] | None,
+) -> nn.Module:
+    """The published network, which reads visible states in the units of their prior, and begins at the mean."""
+    size = state_size(z0, shared)
+    columns = list(range(size)) if visible is None else _columns(visible, states)
+    net: nn.Module = ResidualMLP(len(columns), _count(values), width, output="sigmoid")
+    if not isinstance(values, int):
+        net = start_at(net, values.mean_values())
+    units = z0.moments()
+    if units is not None:
+        net = Standardized(net, units[0][columns], units[1][columns])
+    return net if visible is None else Select(net, columns, size)
+
+
+def _count(values: int | Series) -> int:
+    return values if isinstance(values, int) else values.num_values
+
+
+def _columns(visible: Sequence[str], states: Sequence[str] | None) -> list[int]:
+    known = list(states or ())
+    if not visible or not set(visible) <= set(known):
+        raise LatentDEError(f"GOKU: visible = {tuple(visible)}; expected some of states = {tuple(known)}")
+    return [known.index(name) for name in visible]

@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.joint import Joint
+from pyro_latentde.distributions.moments import moments
 from pyro_latentde.distributions.placement import placed
 from pyro_latentde.errors import ShapeError
 
@@ -65,6 +66,12 @@ class Latent(PyroModule):
     def names(self, shared: dict[str, Tensor]) -> tuple[str, ...] | None:
         """Names of the entries, where they have some."""
         return self._names or getattr(self.prior(shared), "names", None)
+
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and sd of the vector's prior, each (P,); None where they are not known before shared sites are drawn."""
+        if self.head is not None or not isinstance(self._prior, dist.Distribution):
+            return None
+        return moments(self._prior)
 
     def site(self, name: str) -> str:
         """Name of the sampled site."""

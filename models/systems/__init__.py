@@ -2,6 +2,7 @@
 """Systems of differential equations, one per file: equations, priors, a simulator and, for some, a Pyro model."""
 
 from pyro_latentde.models.systems import (
+    bursts,
     cardiovascular,
     double_pendulum_pixels,
     hopper,
@@ -14,6 +15,7 @@ from pyro_latentde.models.systems import (
 )
 
 __all__ = [
+    "bursts",
     "cardiovascular",
     "double_pendulum_pixels",
     "hopper",

@@ -324,6 +324,16 @@ class Series:
             return self.values.shape[-1]
         return None if self.names is None else len(self.names)
 
+    def mean_values(self) -> Tensor:
+        """Mean of each value over all series and times at which it was observed, (D,); 0 where it never was.
+
+        Raises:
+            DataError: there are no values at all.
+        """
+        if self.values is None or not bool(self.mask.any()):
+            raise DataError("mean_values: these series have no observations")
+        return torch.where(self.mask, self.values, 0).sum((0, 1)) / self.mask.sum((0, 1)).clamp(min=1)
+
     def _pick(self, rows: Tensor) -> Series:
         rows = rows.to(self.times.device)
         ids = None if self.ids is None else tuple(self.ids[i] for i in rows.tolist())

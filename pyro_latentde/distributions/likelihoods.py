@@ -44,6 +44,11 @@ class Likelihood(PyroModule):
         return self.forward(outputs).mean
 
 
+# Adam moves each parameter by about the learning rate. At a network's 1e-3 an sd would need thousands of steps to
+# follow the errors of a model that learns, and would weigh the values too little all the while.
+_PACE = 10.0
+
+
 class _LocationScale(Likelihood):
     """A law whose location is the output, and whose scale is fixed, learned, or has a prior."""
 
@@ -63,7 +68,8 @@ class _LocationScale(Likelihood):
             if sd != "learned":
                 raise LatentDEError(f"{type(self).__name__}: sd = {sd!r}; expected a number, 'learned', or a prior.")
             self._check_positive("start", start)
-            self.log_sd = nn.Parameter(torch.full((values,) if self.per_value else (), math.log(start)))
+            shape = (values,) if self.per_value else ()
+            self.slow_log_sd = nn.Parameter(torch.full(shape, math.log(start) / _PACE))
         else:
             self._check_positive("sd", sd)
             self.sd = float(sd)
@@ -71,6 +77,11 @@ class _LocationScale(Likelihood):
     def _check_positive(self, what: str, number: float) -> None:
         if not 0 < number < math.inf:
             raise LatentDEError(f"{type(self).__name__}: {what} = {number}; expected a positive number.")
+
+    @property
+    def log_sd(self) -> Tensor:
+        """Logarithm of a learned sd."""
+        return _PACE * self.slow_log_sd
 
     def scale(self) -> Tensor | float:
         """The scale, to be broadcast against outputs (..., T, D)."""

@@ -2,7 +2,8 @@
 """Laws of one observed number whose parameter is an unconstrained network output.
 
 They are exact for any output, where going through a probability or a rate would round it to 0 or 1 first. Masked values
-may be anything: they are set to zero, which all these laws allow, before the density is asked.
+may be anything: they are set to zero, which all these laws allow, before the density is asked. Where an output is NaN,
+as after a failed solve, so are the draws.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class BernoulliLaw(_Law):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draws (*sample_shape, *batch_shape), 0. or 1."""
-        return (self._uniform(sample_shape) < self.mean).to(self.logits.dtype).detach()
+        drawn = (self._uniform(sample_shape) < self.mean).to(self.logits.dtype)
+        return drawn.masked_fill(self.logits.isnan(), math.nan).detach()
 
     @property
     def mean(self) -> Tensor:
@@ -166,7 +168,9 @@ class PoissonLaw(_Law):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draws (*sample_shape, *batch_shape), in the dtype of the log-rates."""
         with torch.no_grad():
-            return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
+            failed = self.logits.isnan()  # torch refuses to draw from these
+            rate = self.mean.masked_fill(failed, 0.0)
+            return torch.poisson(rate.expand(self._extended_shape(sample_shape))).masked_fill(failed, math.nan)
 
     @property
     def mean(self) -> Tensor:
@@ -219,8 +223,10 @@ class CategoricalLaw(_Law):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draws (*sample_shape, *batch_shape), in the dtype of the logits."""
         with torch.no_grad():
-            drawn = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
-            return drawn.to(self.logits.dtype)
+            failed = self.logits.isnan().any(-1)  # torch refuses to draw from these
+            logits = self.logits.masked_fill(failed[..., None], 0.0)
+            drawn = torch.distributions.Categorical(logits=logits, validate_args=False).sample(sample_shape)
+            return drawn.to(logits.dtype).masked_fill(failed, math.nan)
 
     @property
     def probs(self) -> Tensor:

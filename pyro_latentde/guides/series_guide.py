@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import AffineTransform, biject_to
 from torch.distributions.constraints import real
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.distributions.moments import moments
 from pyro_latentde.distributions.placement import placed
 from pyro_latentde.errors import ShapeError
 from pyro_latentde.guides.heads import make_head
@@ -29,8 +31,9 @@ class SeriesGuide(PyroModule):
     .. math:: q(x_1, x_2, \dots \mid y) = \prod_i q(x_i \mid e_i(y), x_1, \dots, x_{i-1})
 
     with one encoder e and one head for each site. A head gives a distribution of unconstrained numbers, which the
-    bijection of the prior's support carries to the site. Later sites see the draws of earlier ones, so that the
-    posterior has correlations between sites as well as within them.
+    bijection of the prior's support carries to the site, or, where every number is allowed, the prior's mean and sd.
+    Later sites see the draws of earlier ones, so that the posterior has correlations between sites as well as within
+    them.
 
     Args:
         priors: prior of each local site of the model, by name, in the order in which they are drawn; only its support
@@ -84,6 +87,8 @@ class SeriesGuide(PyroModule):
         self.frames = frames
         self.encoders = nn.ModuleDict({"all": encoders} if one else dict(encoders))
         self.shared = shared
+        self._read: tuple[torch.Size, dict[str, Tensor]] | None = None
+        self._given_features = False
         self.heads = nn.ModuleDict()
         seen = covariates
         for name in self.names:
@@ -95,37 +100,90 @@ class SeriesGuide(PyroModule):
     def forward(self, series: Series, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Draw every site; further arguments are those of the model, which a guide shares."""
         drawn = {} if self.shared is None else dict(self.shared(series, *args, **kwargs) or {})
-        inputs = self._inputs(series)
-        length = series.times.shape[1]
-        # Pyro registers all parameters of a submodule each time it is looked at
-        encoders, heads = self.encoders, self.heads
-        contexts: dict[nn.Module, Tensor] = {}
+        contexts = self._encoded(series)
+        heads = self.heads  # Pyro registers all parameters of a submodule each time it is looked at
         known = [] if series.covariates is None else [series.covariates]
         with series_plate(series):
-            for name in self.names:
-                if name in self.stations and not self.stations[name](length):
-                    continue  # too short a window for a second segment
-                context = self._context(name, _encoder(encoders, name), contexts, inputs, known)
-                base = heads[name](context)
+            for name, context in contexts.items():
+                base = heads[name](_joined(context, known, name in self.stations))
                 transform = self.transforms[name]
                 if transform is not None:
                     # the inverse of a draw is the draw's own unconstrained numbers: remembered, for this call only
                     transform = placed(transform, series.times).with_cache(1)
                 fn = base if transform is None else dist.TransformedDistribution(base, [transform])
                 if name in self.stations:
-                    fn = fn.mask(have_data(series.times, self.stations[name](length))).to_event(1)
+                    fn = fn.mask(have_data(series.times, self.stations[name](series.times.shape[1]))).to_event(1)
                 drawn[name] = pyro.sample(name, fn)
                 if self.structured and name not in self.stations:
                     free = drawn[name] if transform is None else transform.inv(drawn[name])
                     known.append(free.flatten(1) if free.dim() == 2 else free)
         return drawn
 
+    @contextmanager
+    def reading(self, series: Series) -> Iterator[None]:
+        """Encode series once for all calls inside, which only draw from the heads: for many draws without gradients.
+
+        Args:
+            series: N series. Calls inside are about them, or about K copies one behind the other,
+                ``series[torch.arange(N).repeat(K)]``.
+        """
+        before, self._read = self._read, (series.times.shape, self._encode(series))
+        try:
+            yield
+        finally:
+            self._read = before
+
+    def features(self, series: Series) -> Series:
+        """What the encoders read: for a guide with a network of frames, series (N, T, F) of that network's outputs."""
+        times, values, mask = self._inputs(series)
+        return series._with(times=times, values=values, mask=mask, frame=None, names=None)
+
+    @contextmanager
+    def given_features(self) -> Iterator[None]:
+        """Calls inside are given `features` instead of series, and leave the network of frames alone."""
+        before, self._given_features = self._given_features, True
+        try:
+            yield
+        finally:
+            self._given_features = before
+
+    def _encoded(self, series: Series) -> dict[str, Tensor]:
+        """What the encoders know of each site, (N, H), or (N, J, H) at its J stations; nothing in it is random."""
+        if self._read is None:
+            return self._encode(series)
+        (n, length), contexts = self._read
+        copies, rest = divmod(len(series), n)
+        if rest or series.times.shape[1] != length:
+            raise ShapeError(
+                f"the guide is reading {n} series of {length} times, and was called with {len(series)} of "
+                f"{series.times.shape[1]}: inside of reading(series) give these series, or whole copies of them."
+            )
+        if copies == 1:
+            return contexts
+        return {name: context.repeat(copies, *[1] * (context.dim() - 1)) for name, context in contexts.items()}
+
+    def _encode(self, series: Series) -> dict[str, Tensor]:
+        inputs, encoders = self._inputs(series), self.encoders
+        summaries: dict[nn.Module, Tensor] = {}
+        contexts = {}
+        for name in self.names:
+            encoder = _encoder(encoders, name)
+            if name in self.stations:
+                at = self.stations[name](series.times.shape[1])
+                if at:  # none in a window too short for a second segment
+                    contexts[name] = encoder.states(*inputs)[:, at]
+                continue
+            if encoder not in summaries:
+                summaries[encoder] = encoder(*inputs)
+            contexts[name] = summaries[encoder]
+        return contexts
+
     def _inputs(self, series: Series) -> tuple[Tensor, Tensor, Tensor]:
         """Times from the start of each series, and what the encoders read: values, or features of whole frames."""
         if series.values is None:
             raise ShapeError("the guide was given a series without values; it needs observations to read")
         times = series.times - series.times[:, :1]
-        if self.frames is None:
+        if self.frames is None or self._given_features:
             return times, series.values, series.mask
         if series.complete:
             features = self.frames(series.values)
@@ -133,27 +191,14 @@ class SeriesGuide(PyroModule):
         features = self.frames(series.values * series.mask)
         return times, features, series.mask.any(-1, keepdim=True).expand_as(features)
 
-    def _context(
-        self,
-        name: str,
-        encoder: nn.Module,
-        contexts: dict[nn.Module, Tensor],
-        inputs: tuple[Tensor, Tensor, Tensor],
-        known: list[Tensor],
-    ) -> Tensor:
-        """What is known about a site: the summary of the series, its covariates, the draws before."""
-        if name in self.stations:
-            at = self.stations[name](inputs[0].shape[1])
-            context = encoder.states(*inputs)[:, at]
-            extra = [x.unsqueeze(-2).expand(*x.shape[:-1], len(at), x.shape[-1]) for x in known]
-        else:
-            if encoder not in contexts:
-                contexts[encoder] = encoder(*inputs)
-            context, extra = contexts[encoder], known
-        if not extra:
-            return context
-        lead = torch.broadcast_shapes(context.shape[:-1], *(x.shape[:-1] for x in extra))
-        return torch.cat([x.expand(*lead, x.shape[-1]) for x in (context, *extra)], dim=-1)
+
+def _joined(context: Tensor, known: Sequence[Tensor], at_stations: bool) -> Tensor:
+    """What is known about a site: the summary of the series, its covariates, the draws before."""
+    if not known:
+        return context
+    parts = (context, *(x.unsqueeze(-2) if at_stations else x for x in known))
+    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))
+    return torch.cat([x.expand(*lead, x.shape[-1]) for x in parts], dim=-1)
 
 
 def _encoder(encoders: nn.ModuleDict, name: str) -> nn.Module:
@@ -161,11 +206,19 @@ def _encoder(encoders: nn.ModuleDict, name: str) -> nn.Module:
 
 
 def _transform(prior: dist.Distribution) -> torch.distributions.Transform | None:
-    """From unconstrained numbers to the prior's support; None where there is nothing to do."""
+    """From unconstrained numbers to the prior's support; None where there is nothing to do.
+
+    Where the support is all numbers, to the prior's units: a head that starts around 0 knows nothing of pascals.
+    """
     support = prior.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return None if support is real else biject_to(prior.support)
+    if support is not real:
+        return biject_to(prior.support)
+    units = moments(prior)
+    if units is None or (bool((units[0] == 0).all()) and bool((units[1] == 1).all())):
+        return None
+    return AffineTransform(*units, event_dim=len(prior.event_shape))
 
 
 def _unconstrained_size(prior: dist.Distribution) -> int:

@@ -90,7 +90,8 @@ class PartsOfELBO:
         self._found = []
         for traces in self._inner(*arguments):
             yield traces  # when it comes back here the ELBO has computed all log-densities
-            self._found.append(sum(_value(site) for site in traces[0].nodes.values() if _is_data(site)))
+            scored = [_value(site) for site in traces[0].nodes.values() if _is_data(site)]
+            self._found.append(sum(scored) if scored else math.nan)
 
 
 def _is_data(site: dict[str, Any]) -> bool:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pyro_latentde.infer.pair import Pair
 from pyro_latentde.infer.parameters import constant, fitted, with_params
 from pyro_latentde.infer.pareto import pareto_shape
 from pyro_latentde.infer.svi_evidence import log_mean_exp, log_weights
-from pyro_latentde.infer.svi_modules import evaluating, quiet
+from pyro_latentde.infer.svi_modules import evaluating, quiet, reading
 from pyro_latentde.infer.svi_weights import load_weights, save_weights
 from pyro_latentde.posterior import Posterior, inspect_model
 from pyro_latentde.posterior.model_sites import seeded
@@ -74,7 +74,7 @@ class Fit:
         Returns:
             The posterior, with ``attrs["inference"] = "svi"``.
         """
-        with evaluating(self.model, self.guide):
+        with evaluating(self.model, self.guide), reading(self.guide, *self.args[:1]):
             posterior = from_guide(
                 self._guide(),
                 self._model(),
@@ -89,7 +89,7 @@ class Fit:
 
     def elbo(self, num_particles: int = 100, seed: int = 0) -> float:
         """Estimate of the evidence lower bound in nats, a mean over ``num_particles`` draws of the guide."""
-        with seeded(seed), evaluating(self.model, self.guide), pyro.validation_enabled(False), quiet():
+        with seeded(seed), self._ready(*self.args[:1]):
             loss = Trace_ELBO(num_particles=num_particles).loss
             return -float(loss(self._model(), self._guide(), *self.args, **self.kwargs))
 
@@ -119,7 +119,7 @@ class Fit:
             rows_at_once: rows of one run of the model; particles are rows too. Bounds the memory.
 
         Returns:
-            (N,), in nats.
+            (N,), in nats. A draw whose solve failed has weight zero; NaN for a series all of whose draws failed.
 
         Raises:
             LatentDEError: a site outside the plate has no value in `given`.
@@ -146,13 +146,12 @@ class Fit:
             options: as for :meth:`pareto_k`.
 
         Returns:
-            (N,), at least 0.
+            (N,), at least 0; infinite where the solve of a draw failed.
 
         References:
             Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders", ICML 2018.
         """
         weights = self._log_weights(series, num_samples, **options)
-        weights = weights.masked_fill(weights.isnan(), -math.inf)  # failed solves
         return log_mean_exp(weights) - weights.mean(0)
 
     def pareto_k(self, series: Series, num_samples: int = 1000, **options: Any) -> Tensor:
@@ -213,10 +212,9 @@ class Fit:
         Raises:
             LatentDEError: more coordinates than one run takes, or sites that do not fit.
         """
-        model = constant(self.model, self.params)
-        with self._ready():
-            shared = {"given": given or {}, "plate": plate, "seed": seed}
-            begin = hand_over(model, self._guide(), series, self.args[1:], self.kwargs, **shared)
+        pair = replace(self._pair(), model=constant(self.model, self.params))
+        with self._ready(series):
+            begin = hand_over(pair, series, given=given or {}, plate=plate, seed=seed)
         return begin.sample(num_samples=num_samples, num_warmup=num_warmup, num_chains=num_chains, seed=seed, **options)
 
     def encode(self, series: Series, num_samples: int = 100, *, seed: int = 0) -> dict[str, Tensor]:
@@ -232,7 +230,7 @@ class Fit:
             all series share are (S, ...). Results are where the series are, whatever device the model is on. The model
             is called as in :meth:`forecast`.
         """
-        with self._ready():
+        with self._ready(series):
             return draw_encoding(self._pair(), series, num_samples, seed)
 
     def reconstruct(self, series: Series, num_samples: int = 20, **options: Any) -> Forecast:
@@ -265,7 +263,8 @@ class Fit:
             memory: bound on the size of the result.
 
         Returns:
-            The draws, with scores against what came true; where the series are, whatever device the model is on.
+            The draws, with scores against what came true; where the series are, whatever device the model is on. What
+            failed is told by a warning, see :class:`.Forecast`.
 
         Raises:
             LatentDEError: more than the memory; a model that takes no ``times``, or is without one ``lde.observe``
@@ -273,7 +272,7 @@ class Fit:
             DataError: a number of times after series of one time.
         """
         options = {"num_samples": num_samples, "noise": noise, "do": do, "seed": seed, "memory": memory}
-        with self._ready():
+        with self._ready(series):
             return draw_forecast(self._pair(), series, horizon, **options)
 
     def sample(
@@ -323,11 +322,11 @@ class Fit:
         rows_at_once: int = 1024,
     ) -> Tensor:
         """Log-weights (K, N); with ``hold``, sites outside the plate that are not given are held as for NUTS."""
-        pair, given = (self._model(), self._guide(), series, self.args[1:], self.kwargs), given or {}
-        with seeded(seed), self._ready():
+        pair, options = self._pair(), {"given": given or {}, "plate": plate}
+        with seeded(seed), self._ready(series):
             if hold:
-                given = held_values(*pair, given=given, plate=plate, seed=seed)
-            return log_weights(*pair, num_particles=num_particles, given=given, plate=plate, rows_at_once=rows_at_once)
+                options["given"] = held_values(pair, series, seed=seed, **options)
+            return log_weights(pair, series, num_particles=num_particles, rows_at_once=rows_at_once, **options)
 
     def _pair(self) -> Pair:
         return Pair(self._model(), self._guide(), self.args[1:], self.kwargs, self._device)
@@ -337,9 +336,11 @@ class Fit:
         """Where the weights are, if there are some."""
         return next((weight.device for weight in self.weights.values()), None)
 
-    @contextlib.contextmanager
-    def _ready(self) -> Iterator[None]:
-        with evaluating(self.model, self.guide), pyro.validation_enabled(False), quiet():
+    @contextmanager
+    def _ready(self, series: Any = None) -> Iterator[None]:
+        """For use: no gradients, no dropout; what the guide draws inside is for these series."""
+        series = series.to(device=self._device) if isinstance(series, Series) else None
+        with evaluating(self.model, self.guide), pyro.validation_enabled(False), quiet(), reading(self.guide, series):
             yield
 
     def save(self, path: str | Path) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import DataError, LatentDEError, ShapeError
+from pyro_latentde.infer.failed_draws import tell_failed
 from pyro_latentde.infer.pair import Pair, is_local
 from pyro_latentde.posterior import scores
 from pyro_latentde.posterior.model_sites import kind_of, seeded
@@ -24,6 +25,8 @@ __all__ = ["Forecast", "draw_encoding", "draw_forecast", "draw_prior", "times_ah
 @dataclass(frozen=True, eq=False, repr=False)
 class Forecast:
     """Draws of trajectories and observations of N series at T' times.
+
+    A draw whose solve failed is NaN, and left out of the mean, the bands and the scores of its series.
 
     Args:
         times: (N, T'), in the series' unit.
@@ -51,9 +54,14 @@ class Forecast:
         return Forecast(self.times.to(device), latents, z, means, values)
 
     @property
+    def failed(self) -> Tensor:
+        """Share of the draws of each series whose solve failed, (N,)."""
+        return _has_failed(self.means).to(self.means.dtype).mean(0)
+
+    @property
     def mean(self) -> Tensor:
-        """Predictive mean, (N, T', D)."""
-        return self.means.mean(0)
+        """Predictive mean, (N, T', D); NaN for a series all of whose draws failed."""
+        return self.means.nanmean(0)
 
     def band(self, probability: float = 0.9, noise: bool = True) -> tuple[Tensor, Tensor]:
         """Ends of central intervals, each (N, T', D), of observations or (noise=False) of their means.
@@ -177,7 +185,21 @@ def _run(
         if i == 0:
             _check_memory(parts, num_samples, memory)
     z, means, values = (torch.stack(part) if part else None for part in parts.values())
+    failed = _has_failed(means)
+    if bool(failed.any()):
+        tell_failed(failed, "left out of means, bands and scores; Forecast.failed is their share in each series")
+        z, means, values = (part if part is None else _without(part, failed) for part in (z, means, values))
     return Forecast(times.expand(len(series), -1), latents, z, means, values)
+
+
+def _has_failed(means: Tensor) -> Tensor:
+    """Draws (S, N) that have no finite expected value at some time."""
+    return ~means.isfinite().flatten(2).all(-1)
+
+
+def _without(part: Tensor, failed: Tensor) -> Tensor:
+    """Failed draws as NaN at all times: what was reached before a solve broke off is of no use to a mean."""
+    return torch.where(failed[(...,) + (None,) * (part.dim() - 2)], torch.nan, part)
 
 
 def _check_sites(do: Mapping[str, Tensor], pair: Pair, series: Series) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -20,6 +19,7 @@ from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.adaptation import Metric
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_run import DENSE_UP_TO, nuts
+from pyro_latentde.infer.pair import Pair
 from pyro_latentde.posterior import ModelSites, Posterior, inspect_model
 from pyro_latentde.posterior.model_sites import seeded
 from pyro_latentde.posterior.pyro_import import draw_latents
@@ -68,25 +68,12 @@ class HandOver:
         return {name: value[torch.as_tensor(rows, device=value.device)] for name, value in self.draws.items()}
 
 
-def hand_over(
-    model: Callable,
-    guide: Callable,
-    series: Series,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    *,
-    given: Mapping[str, Any],
-    plate: str,
-    seed: int,
-) -> HandOver:
+def hand_over(pair: Pair, series: Series, *, given: Mapping[str, Any], plate: str, seed: int) -> HandOver:
     """Hold what series share, and take starts and metric of their own sites from the guide.
 
     Args:
-        model: Pyro model whose first argument is a series, with constant parameters.
-        guide: its guide.
+        pair: model, with constant parameters, and guide.
         series: N series.
-        args: further arguments of both.
-        kwargs: their keyword arguments.
         given: values of sites outside the plate; see :func:`held_values` for the others.
         plate: name of the plate of the series.
         seed: seed of the draws.
@@ -98,35 +85,25 @@ def hand_over(
         LatentDEError: too many coordinates for one run, or a local site that the guide does not draw.
     """
     whole = series._with(index=None, population=None, time_weight=1.0)
-    held = held_values(model, guide, whole, args, kwargs, given=given, plate=plate, seed=seed)
-    conditional = _Held(held)(model)
-    joint = LogJoint(conditional, (whole, *args), kwargs)
+    held = held_values(pair, whole, given=given, plate=plate, seed=seed)
+    conditional = _Held(held)(pair.model)
+    joint = LogJoint(conditional, (whole, *pair.args), pair.kwargs)
     if joint.dim > MOST_COORDINATES:
         raise LatentDEError(
             f"{len(whole)} series of {joint.dim // len(whole)} coordinates each make {joint.dim}, and one run of NUTS "
             f"takes {MOST_COORDINATES}: their posteriors are independent, so sample them one after the other, "
             "fit.nuts(series[i]). fit.pareto_k(series) tells for which the guide is not good enough."
         )
-    draws = _draws_of_series(guide, joint, whole, args, kwargs, held, seed)
+    draws = _draws_of_series(pair, joint, whole, held, seed)
     free = joint.unconstrain(draws).double()
     usable = free.isfinite().all(-1)
     metric = Metric.estimate(free[usable].cpu().numpy(), dense=joint.dim <= DENSE_UP_TO).inverse
     draws = {name: value[usable] for name, value in draws.items()}
     sources = {name: "given" if name in given else "median of the guide" for name in held}
-    return HandOver(conditional, (whole, *args), kwargs, draws, metric, sources)
+    return HandOver(conditional, (whole, *pair.args), pair.kwargs, draws, metric, sources)
 
 
-def held_values(
-    model: Callable,
-    guide: Callable,
-    series: Series,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    *,
-    given: Mapping[str, Any],
-    plate: str,
-    seed: int,
-) -> dict[str, Tensor]:
+def held_values(pair: Pair, series: Series, *, given: Mapping[str, Any], plate: str, seed: int) -> dict[str, Tensor]:
     """Values of the latent sites outside the plate of series: as given, else the guide's median.
 
     The median is that of each unconstrained coordinate.
@@ -137,7 +114,7 @@ def held_values(
     Raises:
         LatentDEError: values are given for sites that are none of these, or there is no such plate.
     """
-    sites = inspect_model(model, series, *args, **kwargs)
+    sites = inspect_model(pair.model, series, *pair.args, **pair.kwargs)
     shared = _outside(sites, plate, given)
     absent = [name for name in shared if name not in given]
     like = series.times
@@ -147,7 +124,8 @@ def held_values(
     }
     if not absent:
         return held
-    draws = draw_latents(guide, sites, (series, *args), kwargs, num_samples=DRAWS_OF_SHARED, seed=seed)
+    inputs = ((series, *pair.args), pair.kwargs)
+    draws = draw_latents(pair.guide, sites, *inputs, num_samples=DRAWS_OF_SHARED, seed=seed)
     for name in absent:
         if name not in draws or sites[name].support.is_discrete:
             why = "is discrete" if name in draws else "is not drawn by the guide"
@@ -189,22 +167,16 @@ def _outside(sites: ModelSites, plate: str, given: Mapping[str, Any]) -> list[st
 
 
 def _draws_of_series(
-    guide: Callable,
-    joint: LogJoint,
-    series: Series,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    held: Mapping[str, Tensor],
-    seed: int,
+    pair: Pair, joint: LogJoint, series: Series, held: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
     """Independent draws of the local sites, site -> (S, N, ...). Draws are more rows: each series several times."""
     n, found = len(series), []
     copies = max(1, min(DRAWS_OF_GUIDE, ROWS_AT_ONCE // n))
     batch = series[torch.arange(n).repeat(copies)]
-    conditional = poutine.condition(guide, data=dict(held))
-    with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
+    conditional = replace(pair, guide=poutine.condition(pair.guide, data=dict(held)))
+    with seeded(seed):
         for _ in range(-(-DRAWS_OF_GUIDE // copies)):
-            nodes = poutine.trace(conditional).get_trace(batch, *args, **kwargs).nodes
+            nodes = conditional.trace_guide(batch).nodes
             found.append({site.name: nodes[site.name]["value"] for site in joint.sites if site.name in nodes})
     draws = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     return {site.name: draws[site.name].reshape(-1, *site.shape) for site in joint.sites if site.name in draws}

@@ -21,17 +21,15 @@ __all__ = ["Pair", "is_local"]
 
 @dataclass(frozen=True)
 class Pair:
-    """A model that can be asked for observations at any times, and its guide.
+    """A model and its guide.
 
     Args:
-        model: called with a series, the further arguments, and ``times``, (T,) or (N, T).
+        model: called with a series and the further arguments; to be asked for observations at other times, also with
+            ``times``, (T,) or (N, T).
         guide: called with a series and the further arguments.
         args: further arguments of both.
         kwargs: those that have a name.
         device: where the parameters are; None if there are none.
-
-    Raises:
-        LatentDEError: the model takes no ``times``.
     """
 
     model: Callable
@@ -40,16 +38,6 @@ class Pair:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     device: torch.device | None = None
 
-    def __post_init__(self) -> None:
-        fn = inspect.unwrap(self.model)
-        parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
-        if "times" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            raise LatentDEError(
-                f"the model takes ({', '.join(parameters)}), not the times at which to observe: write "
-                "`def model(series, times=None)`, solve at `series.times if times is None else times`, and give "
-                "lde.observe the series only if times is None, else None."
-            )
-
     def trace_model(
         self,
         series: Series,
@@ -57,7 +45,12 @@ class Pair:
         given: Mapping[str, Tensor] | None = None,
         do: Mapping[str, Any] | None = None,
     ) -> poutine.Trace:
-        """The model at other times, with given values of latent sites, and with those of an intervention."""
+        """The model at other times, with given values of latent sites, and with those of an intervention.
+
+        Raises:
+            LatentDEError: the model takes no ``times``.
+        """
+        self._check_times()
         model = poutine.condition(poutine.uncondition(self.model), data=dict(given or {}))
         model = poutine.do(model, data=dict(do)) if do else model
         return self._trace(model, series, {**self.kwargs, "times": times})
@@ -69,6 +62,16 @@ class Pair:
     def trace_guide(self, series: Series) -> poutine.Trace:
         """The guide at a series."""
         return self._trace(self.guide, series, self.kwargs)
+
+    def _check_times(self) -> None:
+        fn = inspect.unwrap(self.model)
+        parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
+        if "times" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            raise LatentDEError(
+                f"the model takes ({', '.join(parameters)}), not the times at which to observe: write "
+                "`def model(series, times=None)`, solve at `series.times if times is None else times`, and give "
+                "lde.observe the series only if times is None, else None."
+            )
 
     def _trace(self, fn: Callable, series: Series, kwargs: Mapping[str, Any]) -> poutine.Trace:
         with torch.no_grad(), pyro.validation_enabled(False):

@@ -17,7 +17,7 @@ from pyro_latentde.infer.devices import OneDevice, make_devices
 from pyro_latentde.infer.fit import Fit
 from pyro_latentde.infer.svi_heldout import HeldOut
 from pyro_latentde.infer.svi_loop import Training
-from pyro_latentde.infer.svi_modules import check_names, quiet
+from pyro_latentde.infer.svi_modules import check_names, forget_gradients, quiet
 from pyro_latentde.infer.svi_options import Options
 from pyro_latentde.infer.svi_start import check_shapes, place_guide
 from pyro_latentde.infer.svi_steps import Clip, Stepper, make_optimizer
@@ -143,6 +143,7 @@ def fit_svi(
     """
     options = Options.pick(locals(), args)
     check_names(model, guide)
+    forget_gradients(model, guide)
     where = make_devices(accelerator, devices, strategy, num_nodes, precision, args[0] if args else None)
     model, guide, args, kwargs = (where.place(thing) for thing in (model, guide, args, kwargs))
     state: dict[str, Any] = {"params": {}, "constraints": {}}

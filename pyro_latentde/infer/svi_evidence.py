@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from pyro import poutine
@@ -13,17 +12,16 @@ from torch import Tensor
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer.failed_draws import tell_failed
+from pyro_latentde.infer.pair import Pair
 from pyro_latentde.posterior.model_sites import kind_of
 
 __all__ = ["log_mean_exp", "log_weights"]
 
 
 def log_weights(
-    model: Callable,
-    guide: Callable,
+    pair: Pair,
     series: Series,
-    args: tuple,
-    kwargs: Mapping[str, Any],
     *,
     num_particles: int,
     given: Mapping[str, Tensor],
@@ -34,14 +32,12 @@ def log_weights(
 
     .. math:: \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n).
 
-    The particles are more series: each of them is put into the batch several times.
+    The particles are more series: each of them is put into the batch several times. A draw whose solve failed has
+    weight zero, as in NUTS; where all draws of a series did, they are NaN.
 
     Args:
-        model: Pyro model, whose first argument is a series.
-        guide: its guide.
+        pair: model and guide.
         series: N series, as whole data set.
-        args: further arguments of both.
-        kwargs: their keyword arguments.
         num_particles: K.
         given: values of sites outside the plate, on which everything is conditioned.
         plate: name of the plate of the series.
@@ -55,17 +51,22 @@ def log_weights(
     """
     n = len(series)
     whole = series._with(index=None, population=None, time_weight=1.0)
-    model, guide = poutine.condition(model, data=dict(given)), poutine.condition(guide, data=dict(given))
+    model, guide = (poutine.condition(fn, data=dict(given)) for fn in (pair.model, pair.guide))
     found, left = [], num_particles
     while left:
         copies = min(left, max(1, rows_at_once // n))
         batch = whole[torch.arange(n).repeat(copies)]
-        guide_trace = poutine.trace(guide).get_trace(batch, *args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, *args, **kwargs)
+        guide_trace = poutine.trace(guide).get_trace(batch, *pair.args, **pair.kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+            batch, *pair.args, **pair.kwargs
+        )
         total = _per_series(model_trace, plate, given) - _per_series(guide_trace, plate, given)
         found.append(total.reshape(copies, n))
         left -= copies
-    return torch.cat(found)
+    weights = torch.cat(found)
+    failed = weights.isnan()
+    tell_failed(failed, "their weight is zero")
+    return weights.masked_fill(failed & ~failed.all(0), -math.inf)
 
 
 def _per_series(trace: poutine.Trace, plate: str, given: Mapping[str, Tensor]) -> Tensor:

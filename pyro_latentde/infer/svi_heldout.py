@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.infer.failed_draws import FAILURES
 from pyro_latentde.infer.svi_modules import evaluating, fixed_tensors
-from pyro_latentde.infer.svi_steps import FAILURES, Stepper
+from pyro_latentde.infer.svi_steps import Stepper
 from pyro_latentde.posterior.model_sites import seeded
 
 __all__ = ["HeldOut"]

@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.errors import LatentDEError
 
-__all__ = ["check_names", "evaluating", "fixed_tensors", "modules_of", "quiet"]
+__all__ = ["check_names", "evaluating", "fixed_tensors", "forget_gradients", "modules_of", "quiet", "reading"]
 
 
 def modules_of(model: Callable, guide: Callable) -> dict[str, nn.Module]:
@@ -27,6 +29,12 @@ def fixed_tensors(model: Callable, guide: Callable) -> dict[str, Tensor]:
         frozen = [(name, param) for name, param in module.named_parameters() if not param.requires_grad]
         found |= {f"{owner}.{name}": tensor.detach() for name, tensor in (*module.named_buffers(), *frozen)}
     return found
+
+
+def forget_gradients(model: Callable, guide: Callable) -> None:
+    """Drop what an earlier run left: added to the first gradient of this one, it would set the scale of its updates."""
+    for module in modules_of(model, guide).values():
+        module.zero_grad(set_to_none=True)
 
 
 @contextlib.contextmanager
@@ -49,6 +57,12 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered")
         yield
+
+
+def reading(guide: Callable, series: Any = None) -> contextlib.AbstractContextManager[None]:
+    """While many draws for the same series are made: a guide that can encodes them once for all draws."""
+    once = getattr(guide, "reading", None)
+    return contextlib.nullcontext() if once is None or not isinstance(series, Series) else once(series)
 
 
 def check_names(model: Callable, guide: Callable) -> None:

@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_latentde.errors import InitError, LatentDEError
+from pyro_latentde.infer.failed_draws import retry_failed
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.starts import find_starts
 from pyro_latentde.posterior.model_sites import check_shape, kind_of
@@ -84,7 +85,11 @@ def _search(model: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int) 
 
 
 def check_shapes(elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Pyro's own checks of sites, plates and shapes; values are left out, since a solve may fail."""
+    """Pyro's own checks of sites, plates and shapes, at draws for which model and guide run through."""
+    retry_failed(lambda _: _check_once(elbo, model, guide, args, kwargs))
+
+
+def _check_once(elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
     with (
         pyro.settings.context(validate_infer=True),
         torch.no_grad(),

@@ -16,14 +16,14 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_latentde.errors import LatentDEError, SolveError
+from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.annealing import KLWeight, PartsOfELBO
 from pyro_latentde.infer.devices import OneDevice
+from pyro_latentde.infer.failed_draws import FAILURES, retry_failed
 from pyro_latentde.posterior.model_sites import kind_of, seeded
 
-__all__ = ["FAILURES", "Clip", "Step", "Stepper", "make_optimizer"]
+__all__ = ["Clip", "Step", "Stepper", "make_optimizer"]
 
-FAILURES = (torch.linalg.LinAlgError, SolveError)  # of single draws: the step is skipped, and the run goes on
 _TRIES_TO_FIND_CULPRIT = 10
 
 
@@ -129,9 +129,13 @@ class Stepper:
 
     def meet_parameters(self) -> None:
         """Find the parameters by one run without gradients, for those who need them before the first step."""
-        with torch.no_grad(), seeded(0), poutine.trace(param_only=True) as capture, self.devices.autocast():
-            self.parts.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
-        self._add(capture.trace)
+
+        def run(seed: int) -> None:
+            with torch.no_grad(), seeded(seed), poutine.trace(param_only=True) as capture, self.devices.autocast():
+                self.parts.elbo.loss(self.model, self.guide, *self.args, **self.kwargs)
+            self._add(capture.trace)
+
+        retry_failed(run)
 
     def update(self, norm: float, factor: float | None = None, rate: float | None = None) -> None:
         """Move the parameters, with the learning rate multiplied by ``factor``, or set to ``rate``."""

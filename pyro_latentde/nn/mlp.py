@@ -3,13 +3,14 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from pyro_latentde.errors import LatentDEError
+from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.nn._checks import check_features
 from pyro_latentde.solve.choices import not_among
 
-__all__ = ["MLP", "ResidualMLP", "make_activation"]
+__all__ = ["MLP", "ResidualMLP", "make_activation", "start_at"]
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -39,6 +40,51 @@ def make_activation(name: str | None) -> nn.Module:
     if name not in ACTIVATIONS:
         raise LatentDEError(not_among("activation", name, ACTIVATIONS))
     return ACTIVATIONS[name]()
+
+
+_INVERSE_OUTPUTS = {
+    nn.Identity: lambda y: y,
+    # a pixel that is black in all frames would begin at minus infinity
+    nn.Sigmoid: lambda y: y.clamp(0.01, 0.99).logit(),
+    nn.Softplus: lambda y: y.clamp(min=0.01).expm1().log(),
+}
+
+
+def start_at(net: nn.Module, outputs: Tensor) -> nn.Module:
+    """Set the last bias of a decoder so that its outputs begin around these, such as the mean picture.
+
+    A decoder that begins elsewhere first learns the mean alone, and can end in it: until the mean is right, what tells
+    one state from another is too small to be noticed.
+
+    Args:
+        net: MLP or ResidualMLP, with no output function, ``"sigmoid"`` or ``"softplus"``.
+        outputs: (out_features,).
+
+    Returns:
+        The network itself.
+
+    Raises:
+        LatentDEError: another network or output function.
+        ShapeError: another number of outputs.
+
+    Example:
+        >>> import torch
+        >>> from pyro_latentde.nn import ResidualMLP
+        >>> decoder = start_at(ResidualMLP(2, 784, output="sigmoid"), torch.full((784,), 0.3))
+        >>> bool((decoder(torch.zeros(2)).mean() - 0.3).abs() < 0.05)
+        True
+    """
+    last, output = [*net.net][-2:] if isinstance(net, MLP) else (getattr(net, "last", None), getattr(net, "output", 0))
+    if not isinstance(net, (MLP, ResidualMLP)) or type(output) not in _INVERSE_OUTPUTS:
+        raise LatentDEError(
+            f"start_at: expected an MLP or ResidualMLP with no output function, 'sigmoid' or 'softplus', got "
+            f"{type(net).__name__}; set the bias of its last layer yourself."
+        )
+    if outputs.shape != (net.out_features,):
+        raise ShapeError(f"start_at: outputs of shape {tuple(outputs.shape)}, expected ({net.out_features},)")
+    with torch.no_grad():
+        last.bias.copy_(_INVERSE_OUTPUTS[type(output)](outputs))
+    return net
 
 
 class MLP(nn.Module):

@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from pyro_latentde.errors import ShapeError
+from pyro_latentde.errors import ShapeError, SolveError
 
 __all__ = [
     "ModelSites",
@@ -140,8 +140,13 @@ def inspect_model(model: Callable, *args: Any, **kwargs: Any) -> ModelSites:
         (('mu',), ('obs',), (Plate(name='time', dim=-1, size=3),))
     """
     for seed in range(_MAX_TRIES):
-        with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        try:
+            with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
+                trace = poutine.trace(model).get_trace(*args, **kwargs)
+        except SolveError:  # of a solve that the model does by itself; of settings that cannot be met, at every seed
+            if seed == _MAX_TRIES - 1:
+                raise
+            continue
         if not any(_solve_failed(node) for node in trace.nodes.values()):
             # NaN cannot be the reason of a complaint now: the same draw again, with the checks on.
             with seeded(seed), torch.no_grad(), pyro.validation_enabled(True):

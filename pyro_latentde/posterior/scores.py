@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good predictive draws are: errors of their mean, CRPS, and the coverage of their intervals."""
+"""How good predictive draws are: errors of their mean, CRPS, and the coverage of their intervals.
+
+Draws that are NaN, as after a failed solve, are left out; where none are left, the result is NaN.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ def l1(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
         1.0
     """
     _check(draws, truth)
-    return _mean((draws.mean(0) - truth).abs(), mask)
+    return _mean((draws.nanmean(0) - truth).abs(), mask)
 
 
 def rmse(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     """Root mean square error of the mean of the draws; arguments as in :func:`l1`."""
     _check(draws, truth)
-    return _mean((draws.mean(0) - truth).square(), mask) ** 0.5
+    return _mean((draws.nanmean(0) - truth).square(), mask) ** 0.5
 
 
 def crps(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
@@ -58,11 +61,12 @@ def crps(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
         0.0
     """
     _check(draws, truth, at_least=2)
-    num = draws.shape[0]
+    ordered, num = _ordered(draws)
     # sum over pairs |x_i - x_j| = 2 sum_i (2 i - S + 1) x_(i), i from 0, of the sorted draws
-    weights = 2.0 * torch.arange(num, dtype=draws.dtype, device=draws.device) - (num - 1)
-    pairs = torch.tensordot(weights, draws.sort(0).values, 1) * 2.0 / (num * (num - 1))
-    return _mean((draws - truth).abs().mean(0) - 0.5 * pairs, mask)
+    rank = torch.arange(len(draws), dtype=draws.dtype, device=draws.device)
+    ends = torch.tensordot(2.0 * rank, ordered.masked_fill(ordered.isnan(), 0.0), 1) - (num - 1) * ordered.nansum(0)
+    pairs = ends * 2.0 / (num * (num - 1))  # NaN of fewer than two
+    return _mean((draws - truth).abs().nanmean(0) - 0.5 * pairs, mask)
 
 
 def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probability: float = 0.9) -> float:
@@ -81,7 +85,8 @@ def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probabili
     """
     _check(draws, truth)
     low, high = interval(draws, probability)
-    return _mean(((truth >= low) & (truth <= high)).to(draws.dtype), mask)
+    inside = ((truth >= low) & (truth <= high)).to(draws.dtype)
+    return _mean(inside.masked_fill(low.isnan(), torch.nan), mask)
 
 
 def interval(draws: Tensor, probability: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -104,10 +109,9 @@ def interval(draws: Tensor, probability: float = 0.9) -> tuple[Tensor, Tensor]:
     """
     if not 0 < probability < 1:
         raise ValueError(f"probability = {probability}; expected a number between 0 and 1, such as .9")
-    num, tail = draws.shape[0], 0.5 * (1.0 - probability)
-    end = max(0.0, tail * (num + 1) - 1) / max(1, num - 1)
-    low, high = quantiles(draws, (end, 1.0 - end))
-    return low, high
+    ordered, num = _ordered(draws)
+    end = (0.5 * (1.0 - probability) * (num + 1) - 1).clamp(min=0.0)
+    return _between(ordered, end), _between(ordered, num - 1 - end)
 
 
 def quantiles(draws: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
@@ -125,9 +129,23 @@ def quantiles(draws: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
         >>> [float(q) for q in quantiles(torch.tensor([3.0, 1.0, 2.0]), (0.0, 0.25, 1.0))]
         [1.0, 1.5, 3.0]
     """
-    ordered, last = draws.sort(0).values, draws.shape[0] - 1
-    places = [probability * last for probability in probabilities]
-    return [ordered[int(x)].lerp(ordered[min(int(x) + 1, last)], x - int(x)) for x in places]
+    ordered, num = _ordered(draws)
+    return [_between(ordered, probability * (num - 1)) for probability in probabilities]
+
+
+def _ordered(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws in ascending order, NaN last, and how many are not NaN: (S, ...), (...) in float64."""
+    return draws.sort(0).values, len(draws) - draws.isnan().sum(0, dtype=torch.float64)
+
+
+def _between(ordered: Tensor, place: Tensor) -> Tensor:
+    """The value at a position (...) from 0 on, with straight lines between the draws; NaN where there are none."""
+    place = place.clamp(min=0.0)
+    below = place.long().unsqueeze(0)
+    low = ordered.gather(0, below)[0]
+    high = ordered.gather(0, (below + 1).clamp(max=len(ordered) - 1))[0]
+    between = place - below[0]
+    return torch.where(between > 0, low.lerp(high, between.to(low.dtype)), low)  # beyond the last draw may be NaN
 
 
 def _check(draws: Tensor, truth: Tensor, at_least: int = 1) -> None:

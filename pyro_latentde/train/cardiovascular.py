@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU, LatentODE
-from pyro_latentde.models.latents import Latent
 from pyro_latentde.models.systems import cardiovascular
-from pyro_latentde.nn import MLP
+from pyro_latentde.nn import MLP, Standardized
 from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
 
 __all__ = ["RECIPES"]
@@ -21,12 +19,13 @@ OBSERVED, FORECAST = 100, 200  # s
 TIME_SCALE = 20.0  # s, of the baroreflex
 
 
-def _config(train: int, heldout: int, test: int, steps: int) -> Config:
+def _config(steps: int, sleep: int) -> Config:
     rate = schedules.warmup(100, schedules.cosine(3e-3, 3e-5, steps))
-    return Config(train, heldout, test, steps, 64, schedules.progressive(20, OBSERVED, steps // 2), rate)
+    return Config(810, 90, 100, steps, 64, schedules.progressive(20, OBSERVED, steps // 2), rate, sleep)
 
 
-QUICK, FULL = _config(810, 90, 100, 2000), _config(810, 90, 100, 6000)
+QUICK, FULL = _config(2000, 2000), _config(6000, 6000)
+_LATENT_QUICK, _LATENT_FULL = _config(2000, 0), _config(6000, 0)
 
 
 def _data(config: Config, seed: int) -> Split:
@@ -51,33 +50,22 @@ class _Pressures(nn.Module):
         return torch.cat([z[..., :2], self.rate(z)], dim=-1)
 
 
-class _Standardised(nn.Module):
-    """From standard normal numbers to a normal vector: a guide that starts around 0 then starts around the mean."""
-
-    def __init__(self, fn: dist.Distribution) -> None:
-        super().__init__()
-        self.register_buffer("mean", fn.mean)
-        self.register_buffer("sd", fn.stddev)
-
-    def forward(self, code: Tensor) -> Tensor:
-        """(..., 4) -> (..., 4)."""
-        return self.mean + self.sd * code
-
-
 def _goku(split: Split) -> nn.Module:
     priors = cardiovascular.priors()
-    # Far from the prior's mean the resistance of the vessels is negative, and no solve ends.
-    start = Latent(dist.Normal(torch.zeros(4), 1.0).to_event(1), _Standardised(priors["z0"]))
     return GOKU(
         cardiovascular.vector_field,
-        start,
+        priors["z0"],
         priors["theta"],
         values=3,
         decoder=_Pressures(),
         likelihood=Gaussian(sd="learned", start=0.1),
         states=cardiovascular.STATES,
-        guide={"frames": MLP(3, 64, hidden=(64,), output="relu"), "hidden": 64, "time_scale": TIME_SCALE},
+        guide={"frames": _frames(split), "hidden": 64, "time_scale": TIME_SCALE},
     )
+
+
+def _frames(split: Split) -> nn.Module:
+    return Standardized.of(split.train, MLP(3, 64, hidden=(64,), output="relu"))
 
 
 def _latent_ode(split: Split) -> nn.Module:
@@ -86,7 +74,7 @@ def _latent_ode(split: Split) -> nn.Module:
         latent=8,
         decoder=MLP(8, 3, hidden=(200,)),
         likelihood=Gaussian(sd="learned", start=0.1),
-        guide={"frames": MLP(3, 64, hidden=(64,), output="relu"), "hidden": 64, "time_scale": TIME_SCALE},
+        guide={"frames": _frames(split), "hidden": 64, "time_scale": TIME_SCALE},
         units=64,
         time_scale=TIME_SCALE,
     )
@@ -104,6 +92,12 @@ RECIPES = {
         dict(cardiovascular.PARAMETERS),
     ),
     "latent-ode-cvs": Recipe(
-        "latent ODE on blood pressure and heart rate", QUICK, FULL, _data, _latent_ode, OBSERVED, "scaled"
+        "latent ODE on blood pressure and heart rate",
+        _LATENT_QUICK,
+        _LATENT_FULL,
+        _data,
+        _latent_ode,
+        OBSERVED,
+        "scaled",
     ),
 }

@@ -8,25 +8,28 @@ import torch
 from torch import nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.guides.heads import FullRankHead
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU, LatentODE
 from pyro_latentde.models.systems import double_pendulum_pixels as pendulum
-from pyro_latentde.nn import RecurrentEncoder, ResidualMLP
+from pyro_latentde.nn import RecurrentEncoder, ResidualMLP, Standardized, start_at
 from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
 
 __all__ = ["RECIPES"]
 
 PIXELS, OBSERVED = 1024, 50
+WIDTH = 100  # of the networks of frames
 PIXEL_SD = 0.1
 
 
-def _config(train: int, heldout: int, test: int, steps: int) -> Config:
+def _config(train: int, steps: int, sleep: int, polish: int) -> Config:
     window = schedules.progressive(4, OBSERVED, steps // 2)
-    rate = schedules.warmup(100, schedules.cosine(1e-3, 1e-5, steps))
-    return Config(train, heldout, test, steps, 64, window, rate)
+    rate = schedules.warmup(steps // 20, schedules.cosine(2e-3, 1e-4, steps))
+    return Config(train, 45, 50, steps, 64, window, rate, sleep, polish)
 
 
-QUICK, FULL = _config(450, 45, 50, 2500), _config(405, 45, 50, 12_000)
+QUICK, FULL = _config(450, 1200, 2000, 0), _config(405, 3000, 4000, 1500)
+_LATENT_QUICK, _LATENT_FULL = _config(450, 1200, 0, 0), _config(405, 4500, 0, 0)
 
 
 def _data(config: Config, seed: int) -> Split:
@@ -37,28 +40,31 @@ def _data(config: Config, seed: int) -> Split:
 
 
 def _goku(split: Split) -> nn.Module:
-    start = dist.Normal(torch.zeros(4), torch.tensor([0.5, 0.5, 1.5, 1.5])).to_event(1)
+    # angles (rad) and rates (rad/s) at any moment of the swing
+    start = dist.Normal(torch.zeros(4), torch.tensor([0.3, 0.5, 0.6, 1.1])).to_event(1)
     return GOKU(
         pendulum.vector_field,
         start,
         pendulum.priors()["theta"],
-        values=PIXELS,
-        likelihood=Gaussian(sd=PIXEL_SD),
+        values=split.train,
         states=pendulum.STATES,
+        visible=pendulum.STATES[:2],
+        width=WIDTH,
+        likelihood=Gaussian(sd="learned", start=PIXEL_SD),
+        guide={"hidden": 32, "head": lambda features, size: FullRankHead(features, size, sd=0.01)},
     )
 
 
 def _latent_ode(split: Split) -> nn.Module:
     latent = 16
+    frames = Standardized.of(split.train, ResidualMLP(PIXELS, 32, WIDTH, output="relu"))
+    decoder = start_at(ResidualMLP(latent, PIXELS, WIDTH, output="sigmoid"), frames.mean)
     return LatentODE(
         values=PIXELS,
         latent=latent,
-        decoder=ResidualMLP(latent, PIXELS, output="sigmoid"),
-        likelihood=Gaussian(sd=PIXEL_SD),
-        guide={
-            "frames": ResidualMLP(PIXELS, 32, output="relu"),
-            "encoder": RecurrentEncoder(32, 32, cell="gru", layers=2),
-        },
+        decoder=decoder,
+        likelihood=Gaussian(sd="learned", start=PIXEL_SD),
+        guide={"frames": frames, "encoder": RecurrentEncoder(32, 64, cell="lstm", layers=2)},
         units=100,
     )
 
@@ -76,8 +82,8 @@ RECIPES = {
     ),
     "latent-ode-double-pendulum": Recipe(
         "latent ODE on double-pendulum videos: nothing is known",
-        QUICK,
-        FULL,
+        _LATENT_QUICK,
+        _LATENT_FULL,
         _data,
         _latent_ode,
         OBSERVED,

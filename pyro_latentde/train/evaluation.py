@@ -45,30 +45,31 @@ def evaluate(
     Returns:
         ``l1_reconstruction`` and ``l1_extrapolation`` (mean absolute error of the predictive mean at the observed and
         the later times, against values without noise where they are known), ``rmse_extrapolation``, both also of the
-        :func:`floors` (``l1_last``, ...), and the mean absolute value to be predicted (``size_extrapolation``); of
+        :func:`floors` and of the recipe's own (``l1_last``, ...), and the mean absolute value to be predicted
+        (``size_extrapolation``); of
         series that are no pictures the ``crps_`` and ``coverage90_extrapolation`` of new observations. For each true
         parameter its correlation, root mean square error (of known priors also as a part of their range) and the
         coverage of 90 % intervals; ``coverage90`` is that of all parameters. Of a missing force the correlation with
-        the true one, and the slope of a line through both. Draws whose solve failed are left out; ``failed`` is their
-        share.
+        the true one, and the slope of a line through both. ``failed`` is the share of the draws whose solve failed:
+        they are left out, see :class:`.Forecast`.
     """
     k, clean = recipe.observed, split.truth.clean
     truth = split.test.values if clean is None else clean
     mask = split.test.mask if clean is None else torch.ones_like(split.test.mask)
     now, later = (slice(None), slice(0, k)), (slice(None), slice(k, None))
-    finite = forecast.means.isfinite().flatten(2).all(-1)  # (S, N)
-    predicted = forecast.means.nanmean(0)
+    predicted = forecast.mean
     metrics = {
-        "failed": 1.0 - float(finite.double().mean()),
+        "failed": float(forecast.failed.double().mean()),
         "l1_reconstruction": scores.l1(predicted[None][:, *now], truth[now], mask[now]),
     }
-    predictions = {"extrapolation": predicted[later], **floors(split.test, k)}
+    simple = {name: forecast_by(split, k) for name, forecast_by in recipe.floors.items()}
+    predictions = {"extrapolation": predicted[later], **floors(split.test, k), **simple}
     for name, values in predictions.items():
         metrics[f"l1_{name}"] = scores.l1(values[None], truth[later], mask[later])
         metrics[f"rmse_{name}"] = scores.rmse(values[None], truth[later], mask[later])
     metrics["size_extrapolation"] = float(truth[later][mask[later]].abs().mean())
     if forecast.values is not None:
-        seen = (split.test.values[later], split.test.mask[later] & finite.all(0)[:, None, None])
+        seen = (split.test.values[later], split.test.mask[later])
         metrics["crps_extrapolation"] = scores.crps(forecast.values[:, *later], *seen)
         metrics["coverage90_extrapolation"] = scores.coverage(forecast.values[:, *later], *seen)
     return metrics | _parameters(recipe, split, draws) | _force(fit, recipe, forecast, draws)

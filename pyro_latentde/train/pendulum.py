@@ -4,35 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.guides.heads import FullRankHead
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU, LatentODE
 from pyro_latentde.models.systems import pendulum_pixels as pendulum
-from pyro_latentde.nn import MLP, RecurrentEncoder, ResidualMLP
+from pyro_latentde.nn import MLP, RecurrentEncoder, ResidualMLP, Standardized, start_at
 from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
 
 __all__ = ["RECIPES"]
 
 PIXELS, OBSERVED = 784, 50
+WIDTH = 100  # of the networks of frames
 FRICTION = 0.7  # kg/s, unknown to the models
 PIXEL_SD = 0.1  # at the start: how far a drawn pixel may be off; the frames have no noise of their own
 
 
-def _config(train: int, heldout: int, test: int, steps: int, sleep: int) -> Config:
+def _config(train: int, steps: int, sleep: int, polish: int, dreams: int = 16_000) -> Config:
     # Windows grow: one frame teaches the decoder what a state looks like, long ones the physics.
-    window = schedules.progressive(4, OBSERVED, 2 * steps // 5)
-    rate = schedules.warmup(100, schedules.cosine(2e-3, 2e-5, steps))
-    return Config(train, heldout, test, steps, 64, window, rate, sleep)
+    window = schedules.progressive(4, OBSERVED, steps // 2)
+    rate = schedules.warmup(steps // 20, schedules.cosine(2e-3, 1e-4, steps))
+    return Config(train, 45, 50, steps, 64, window, rate, sleep, polish, dreams)
 
 
-QUICK, FULL = _config(450, 45, 50, 2000, 400), _config(405, 45, 50, 12_000, 3000)
-_LATENT_QUICK, _LATENT_FULL = replace(QUICK, sleep=0), replace(FULL, sleep=0)
+QUICK, FULL = _config(450, 800, 2000, 0), _config(405, 2500, 4000, 1500, 32_000)
+_LATENT_QUICK, _LATENT_FULL = _config(450, 800, 0, 0), _config(405, 4000, 0, 0)
 
 
 def _data(friction: float) -> Callable[[Config, int], Split]:
@@ -46,21 +47,29 @@ def _data(friction: float) -> Callable[[Config, int], Split]:
 
 
 def _start() -> dist.Distribution:
-    """Wide enough for a pendulum at any moment of its swing, not only at its release."""
-    return dist.Normal(torch.zeros(2), torch.tensor([0.5, 1.5])).to_event(1)
+    """A pendulum at any moment of its swing: its angle (rad) and rate (rad/s)."""
+    return dist.Normal(torch.zeros(2), torch.tensor([0.27, 0.7])).to_event(1)
 
 
-def _goku(unknown: nn.Module | None = None) -> Callable[[Split], nn.Module]:
+def _narrow(in_features: int, size: int) -> nn.Module:
+    """A head that begins with little noise: to be seen through more of it, angles would grow beyond their prior."""
+    return FullRankHead(in_features, size, sd=0.01)
+
+
+def _goku(unknown: Callable[[], nn.Module] | None = None) -> Callable[[Split], nn.Module]:
     def make(split: Split) -> nn.Module:
         return GOKU(
             pendulum.vector_field,
             _start(),
             pendulum.priors()["theta"],
-            values=PIXELS,
-            likelihood=Gaussian(sd="learned", start=PIXEL_SD),
+            values=split.train,
             states=pendulum.STATES,
+            visible=pendulum.STATES[:1],
+            width=WIDTH,
+            likelihood=Gaussian(sd="learned", start=PIXEL_SD),
             unknown=None if unknown is None else unknown(),
             into=None if unknown is None else [1],
+            guide={"hidden": 32, "head": _narrow},
         )
 
     return make
@@ -68,14 +77,14 @@ def _goku(unknown: nn.Module | None = None) -> Callable[[Split], nn.Module]:
 
 def _latent_ode(split: Split) -> nn.Module:
     latent = 16
-    frames = ResidualMLP(PIXELS, 32, output="relu")
-    encoder = RecurrentEncoder(32, 32, cell="gru", layers=2)
+    frames = Standardized.of(split.train, ResidualMLP(PIXELS, 32, WIDTH, output="relu"))
+    decoder = start_at(ResidualMLP(latent, PIXELS, WIDTH, output="sigmoid"), frames.mean)
     return LatentODE(
         values=PIXELS,
         latent=latent,
-        decoder=ResidualMLP(latent, PIXELS, output="sigmoid"),
+        decoder=decoder,
         likelihood=Gaussian(sd="learned", start=PIXEL_SD),
-        guide={"frames": frames, "encoder": encoder},
+        guide={"frames": frames, "encoder": RecurrentEncoder(32, 64, cell="lstm", layers=2)},
         units=100,
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer import Fit
 
 __all__ = ["Config", "Recipe", "Split", "Truth"]
 
@@ -27,7 +29,11 @@ class Config:
         batch_size: series in a minibatch.
         window: training window, a number of times or a schedule of them; None for whole series.
         learning_rate: a number or a schedule.
-        sleep: number of updates of the guide by the sleep loss, after those of the ELBO; see :class:`.infer.Sleep`.
+        sleep: number of updates of the guide on series that the model draws, after those of the ELBO; see
+            :func:`.infer.npe`.
+        polish: number of further updates of both by the ELBO, after which the guide learns from drawn series again: the
+            model, too, is better trained with an accurate guide.
+        dreams: number of series that are drawn for that.
         options: further keywords of ``infer.fit_svi``.
     """
 
@@ -39,14 +45,16 @@ class Config:
     window: Any = None
     learning_rate: Any = 1e-3
     sleep: int = 0
+    polish: int = 0
+    dreams: int = 16_000
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self, **numbers: int) -> Config:
         """With some numbers others; schedules are stretched to another number of steps.
 
         Raises:
-            LatentDEError: a number that is none of ``train``, ``heldout``, ``test``, ``steps``, ``batch_size`` and
-                ``sleep``, or that is not positive; ``sleep`` may be 0.
+            LatentDEError: a number that is none of ``train``, ``heldout``, ``test``, ``steps``, ``batch_size``,
+                ``sleep``, ``polish`` and ``dreams``, or that is not positive; ``sleep`` and ``polish`` may be 0.
 
         Example:
             >>> from pyro_latentde.infer.schedules import cosine
@@ -54,9 +62,9 @@ class Config:
             >>> round(config.learning_rate(50), 2)
             0.5
         """
-        known = ("train", "heldout", "test", "steps", "batch_size", "sleep")
+        known = ("train", "heldout", "test", "steps", "batch_size", "sleep", "polish", "dreams")
         for name, number in numbers.items():
-            if name not in known or number < (name != "sleep"):
+            if name not in known or number < (name not in ("sleep", "polish")):
                 raise LatentDEError(f"{name} = {number}: a configuration has positive numbers {', '.join(known)}")
         config = replace(self, **numbers)
         if config.steps == self.steps:
@@ -128,6 +136,9 @@ class Recipe:
         unit: unit of the values, for axes.
         range: name of a parameter -> its prior range, by which its error is judged.
         force: for hybrid models, states (M, S) -> what is missing from the known field, (M, K).
+        floors: name -> (split, observed) -> what a simple method forecasts at the later times, (N, T - observed, D).
+        measure: (fit, split, out) -> metrics of data that are no values at times, in place of the usual ones and of
+            the usual figures.
     """
 
     title: str
@@ -139,3 +150,5 @@ class Recipe:
     unit: str = ""
     range: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     force: Callable[[Tensor], Tensor] | None = None
+    floors: Mapping[str, Callable[[Split, int], Tensor]] = field(default_factory=dict)
+    measure: Callable[[Fit, Split, Path], Mapping[str, float]] | None = None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pyro_latentde.errors import LatentDEError
-from pyro_latentde.train import cardiovascular, double_pendulum, pendulum, series, stuart_landau
+from pyro_latentde.train import cardiovascular, double_pendulum, events, pendulum, series, stuart_landau
 from pyro_latentde.train.recipe import Recipe
 
 __all__ = ["RECIPES", "find_recipe"]
@@ -15,6 +15,7 @@ RECIPES: dict[str, Recipe] = {
     **cardiovascular.RECIPES,
     **stuart_landau.RECIPES,
     **series.RECIPES,
+    **events.RECIPES,
 }
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import platform
@@ -16,13 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_latentde.infer import Fit, Sleep, fit_svi
-from pyro_latentde.infer.schedules import cosine
+from pyro_latentde.infer import Fit, fit_svi, npe
+from pyro_latentde.infer.schedules import cosine, warmup
 from pyro_latentde.train.evaluation import draw_parameters, evaluate, forecast_test
 from pyro_latentde.train.figures import draw_figures
 from pyro_latentde.train.recipe import Config, Recipe, Split
 
 __all__ = ["make_pair", "run_recipe"]
+
+_POLISHING = 1e-3  # learning rate
 
 
 def run_recipe(
@@ -54,7 +55,7 @@ def run_recipe(
         say: where lines of text go.
 
     Returns:
-        The metrics, None for what is not defined; ``steps`` are those of the ELBO, ``skipped`` and ``seconds`` of both
+        The metrics, None for what is not defined; ``steps`` are those of the ELBO, ``skipped`` and ``seconds`` of all
         stages, and after a sleep stage the held-out ELBO is ``heldout_elbo_before_sleep``. None at all if the run was
         interrupted, and in all processes but the first.
     """
@@ -65,35 +66,17 @@ def run_recipe(
     say(f"train {split.train}, held out {len(split.heldout)}, test {len(split.test)} series")
     pair = make_pair(recipe, split, seed)
     common: dict[str, Any] = {
-        "batch_size": config.batch_size,
         "accelerator": _accelerator(accelerator),
         "devices": devices,
         "precision": precision,
         "checkpoint_every": checkpoint_every,
         "progress": progress,
-        **config.options,
     }
-    fit = fit_svi(
-        pair.model,
-        pair.guide,
-        split.train,
-        num_steps=config.steps,
-        window=config.window,
-        heldout=split.heldout,
-        learning_rate=config.learning_rate,
-        seed=seed,
-        checkpoint=out / "checkpoint",
-        log=out / "log.csv",
-        **common,
-    )
-    if config.sleep and "interrupted" not in fit.attrs:
-        fit = _sleep(fit, recipe, config, split, out, seed, common)
+    fit, stage = _train(pair, recipe, config, split, out, seed, common)
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
         return {}
     if "interrupted" in fit.attrs:
-        asleep = "sleep_steps" in fit.attrs
-        of = f"{config.sleep} steps of the sleep loss" if asleep else f"{config.steps} steps"
-        say(f"interrupted after {fit.attrs['interrupted']} of {of}; the same command goes on from there")
+        say(f"interrupted after {fit.attrs['interrupted']} steps of {stage}; the same command goes on from there")
         return {}
     fit.save(out / "weights.pt")
     metrics = _measure_and_draw(fit, recipe, split, out) | {"seed": seed}
@@ -104,28 +87,50 @@ def run_recipe(
     return metrics
 
 
-def _sleep(fit: Fit, recipe: Recipe, config: Config, split: Split, out: Path, seed: int, common: dict[str, Any]) -> Fit:
-    """The second stage: the guide learns how wrong it is, from dreams that begin at what it found in the data."""
-    slept = fit_svi(
-        fit.model,
-        fit.guide,
-        split.train,
-        **common
-        | {
-            "elbo": Sleep(proposal=copy.deepcopy(fit.guide)),
-            "num_steps": config.sleep,
-            "window": recipe.observed,
-            "learning_rate": cosine(5e-4, 5e-6, config.sleep),
-            "kl_weight": 1.0,
-            "seed": seed + 1,
-            "checkpoint": out / "checkpoint_sleep",
-            "log": out / "log_sleep.csv",
-        },
-    )
-    skipped, elapsed = fit.n_skipped + slept.n_skipped, fit.elapsed + slept.elapsed
-    attrs = {**fit.attrs, "sleep_steps": len(slept.losses), "n_skipped": skipped, "sampling_time": elapsed}
-    attrs |= {key: value for key, value in slept.attrs.items() if key == "interrupted"}
-    return replace(slept, losses=fit.losses, n_skipped=skipped, elapsed=elapsed, attrs=attrs)
+def _train(
+    pair: nn.Module, recipe: Recipe, config: Config, split: Split, out: Path, seed: int, common: dict[str, Any]
+) -> tuple[Fit, str]:
+    """All stages, each with its own checkpoint; the fit, and the stage in which it was interrupted."""
+
+    def elbo(stage: str, steps: int, rate: Any, window: Any) -> Fit:
+        return fit_svi(
+            pair.model,
+            pair.guide,
+            split.train,
+            num_steps=steps,
+            window=window,
+            heldout=split.heldout,
+            batch_size=config.batch_size,
+            learning_rate=rate,
+            seed=seed,
+            **_files(out, stage),
+            **config.options,
+            **common,
+        )
+
+    def sleep(fit: Fit, stage: str) -> Fit:
+        seen = split.train.window(0, min(recipe.observed, split.train.times.shape[1]))
+        numbers = {"num_dreams": config.dreams, "num_steps": config.sleep, "batch_size": config.batch_size}
+        return npe(fit, seen, seed=seed + 1, **numbers, **_files(out, stage), **common)
+
+    fit = elbo("", config.steps, config.learning_rate, config.window)
+    if not config.sleep or "interrupted" in fit.attrs:
+        return fit, "the ELBO"
+    fit = sleep(fit, "sleep")
+    if not config.polish or "interrupted" in fit.attrs:
+        return fit, "the sleep stage"
+    rate = warmup(max(1, config.polish // 10), cosine(_POLISHING, _POLISHING / 50, config.polish))
+    polished = elbo("polish", config.polish, rate, recipe.observed)
+    attrs = {**polished.attrs, "npe_steps": fit.attrs["npe_steps"]}
+    skipped, elapsed = fit.n_skipped + polished.n_skipped, fit.elapsed + polished.elapsed
+    losses = torch.cat([fit.losses, polished.losses])
+    fit = replace(polished, losses=losses, n_skipped=skipped, elapsed=elapsed, attrs=attrs)
+    return (fit, "polishing") if "interrupted" in attrs else (sleep(fit, "sleep_again"), "the last sleep stage")
+
+
+def _files(out: Path, stage: str) -> dict[str, Path]:
+    end = f"_{stage}" if stage else ""
+    return {"checkpoint": out / f"checkpoint{end}", "log": out / f"log{end}.csv"}
 
 
 def make_pair(recipe: Recipe, split: Split, seed: int) -> nn.Module:
@@ -137,19 +142,24 @@ def make_pair(recipe: Recipe, split: Split, seed: int) -> nn.Module:
 
 def _measure_and_draw(fit: Fit, recipe: Recipe, split: Split, out: Path) -> dict[str, float | None]:
     start = time.perf_counter()
-    forecast, draws = forecast_test(fit, recipe, split), draw_parameters(fit, recipe, split)
-    metrics = evaluate(fit, recipe, split, forecast, draws) | {
-        # The sleep loss changes the guide, and this number is older.
-        "heldout_elbo_before_sleep" if "sleep_steps" in fit.attrs else "heldout_elbo": _heldout_elbo(fit),
+    metrics = dict(recipe.measure(fit, split, out) if recipe.measure else _usual(fit, recipe, split, out)) | {
+        # The last sleep stage changes the guide, and this number is older.
+        "heldout_elbo_before_sleep" if "npe_steps" in fit.attrs else "heldout_elbo": _heldout_elbo(fit),
         "steps": len(fit.losses),
         "skipped": fit.n_skipped,
         "seconds": fit.elapsed,
         "seconds_evaluation": time.perf_counter() - start,
         "parameters": sum(p.numel() for p in (*fit.model.parameters(), *fit.guide.parameters())),
     }
-    draw_figures(fit, recipe, split, forecast, draws, out)
     # JSON has no NaN
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _usual(fit: Fit, recipe: Recipe, split: Split, out: Path) -> dict[str, float]:
+    """Forecasts and parameters of the test series."""
+    forecast, draws = forecast_test(fit, recipe, split), draw_parameters(fit, recipe, split)
+    draw_figures(fit, recipe, split, forecast, draws, out)
+    return evaluate(fit, recipe, split, forecast, draws)
 
 
 def _accelerator(asked: str) -> str | None:

@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latent ODEs on irregular series: waves with gaps, noisy spirals, a falling robot."""
+"""Latent ODEs on irregular series: waves with gaps, noisy spirals, a falling robot.
+
+Two recipes of the waves compare guides: an ODE-RNN, and a GRU that reads the gaps between times. Generative model, data
+and updates are the same, and so are the numbers of parameters, up to two parts in a hundred. The measure of that
+comparison is ``l1_extrapolation``: mean absolute error of the predictive mean at the later 25 of the 50 times of a test
+series, of which the guide reads the earlier 25, against values without noise, missing ones included.
+
+The published errors of the hopper are mean squares of the scaled values, ``rmse_extrapolation`` squared.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +24,29 @@ from pyro_latentde.models.systems import hopper, periodic, spirals
 from pyro_latentde.models.systems.simulation import Simulation
 from pyro_latentde.nn import MLP, ODERNNEncoder, RecurrentEncoder
 from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
+from pyro_latentde.train.ridge import ridge_forecast
 
 __all__ = ["RECIPES"]
 
 WAVE_TIMES, SPIRAL_TIMES, HOPPER_TIMES = 25, 50, 66  # observed, of 50, 100 and 200
+RADIAN = 0.2  # s, in which a wave moves by about one radian: the unit of time of fields and encoders
+ROUGH = {"rtol": 1e-3, "atol": 1e-3}  # states are of order one, and a network's field has larger errors
 
 
-def _config(train: int, heldout: int, test: int, steps: int, rate: float) -> Config:
-    return Config(
-        train, heldout, test, steps, 50, None, schedules.warmup(50, schedules.cosine(rate, rate / 100, steps))
-    )
+def _config(
+    train: int, heldout: int, test: int, steps: int, rate: float, window: Callable[[int], int] | None = None
+) -> Config:
+    rates = schedules.warmup(50, schedules.cosine(rate, rate / 100, steps))
+    return Config(train, heldout, test, steps, 50, window, rates)
+
+
+def _wave_config(steps: int) -> Config:
+    # Through whole series at once, a field that does not turn yet finds nothing better than the mean.
+    return _config(800, 100, 100, steps, 1e-2, schedules.progressive(5, 2 * WAVE_TIMES, steps // 2))
+
+
+def _hopper_config(train: int, heldout: int, test: int, steps: int) -> Config:
+    return _config(train, heldout, test, steps, 5e-3, schedules.progressive(20, 200, 3 * steps // 5))
 
 
 def _split(
@@ -70,11 +91,12 @@ def _wave_pair(encoder: Callable[[], nn.Module]) -> Callable[[Split], nn.Module]
     def make(split: Split) -> nn.Module:
         pair = LatentODE(
             values=3,
-            latent=8,
-            decoder=MLP(8, 3, hidden=(50,)),
+            latent=10,
+            network=MLP(10, 10, hidden=(50,), activation="tanh"),
+            time_scale=RADIAN,
             likelihood=Gaussian(sd="learned", start=0.3),
             guide={"encoder": encoder()},
-            units=50,
+            **ROUGH,
         )
         return _forecasting(pair, WAVE_TIMES)
 
@@ -96,12 +118,12 @@ def _spiral_pair(split: Split) -> nn.Module:
 def _hopper_pair(split: Split) -> nn.Module:
     pair = LatentODE(
         values=14,
-        latent=15,
-        decoder=nn.Linear(15, 14),
+        latent=20,
+        network=MLP(20, 20, hidden=(100,), activation="tanh"),
+        time_scale=0.1,  # s, in which a falling robot changes its pose
         likelihood=Gaussian(sd="learned", start=0.3),
-        guide={"encoder": ODERNNEncoder(14, 30, units=300, gru_units=100, time_scale=0.1)},
-        units=300,
-        time_scale=0.1,
+        guide={"encoder": RecurrentEncoder(14, 100, cell="gru", time_scale=0.02)},
+        **ROUGH,
     )
     return _forecasting(pair, HOPPER_TIMES)
 
@@ -109,18 +131,18 @@ def _hopper_pair(split: Split) -> nn.Module:
 RECIPES = {
     "latent-ode-periodic": Recipe(
         "latent ODE with an ODE-RNN guide on irregular waves with missing features",
-        _config(800, 100, 100, 1500, 5e-3),
-        _config(800, 100, 100, 8000, 5e-3),
+        _wave_config(2000),
+        _wave_config(8000),
         _split(_waves, periodic.observables),
-        _wave_pair(lambda: ODERNNEncoder(3, 30)),
+        _wave_pair(lambda: ODERNNEncoder(3, 30, method="midpoint", time_scale=RADIAN)),
         WAVE_TIMES,
     ),
     "latent-ode-periodic-rnn": Recipe(
         "latent ODE with a recurrent guide on irregular waves with missing features",
-        _config(800, 100, 100, 1500, 5e-3),
-        _config(800, 100, 100, 8000, 5e-3),
+        _wave_config(2000),
+        _wave_config(8000),
         _split(_waves, periodic.observables),
-        _wave_pair(lambda: RecurrentEncoder(3, 30, cell="gru")),
+        _wave_pair(lambda: RecurrentEncoder(3, 80, cell="gru", time_scale=RADIAN)),
         WAVE_TIMES,
     ),
     "latent-ode-spirals": Recipe(
@@ -132,11 +154,12 @@ RECIPES = {
         SPIRAL_TIMES,
     ),
     "latent-ode-hopper": Recipe(
-        "latent ODE with an ODE-RNN guide on a hopping robot (needs mujoco)",
-        _config(800, 100, 100, 1000, 5e-3),
-        _config(7200, 800, 2000, 20_000, 5e-3),
+        "latent ODE on a hopping robot, against ridge regression (needs mujoco)",
+        _hopper_config(720, 80, 200, 4500),
+        _hopper_config(7200, 800, 2000, 20_000),
         _split(hopper.simulate),
         _hopper_pair,
         HOPPER_TIMES,
+        floors={"ridge": ridge_forecast},
     ),
 }

@@ -12,7 +12,7 @@ from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.systems import stuart_landau
-from pyro_latentde.nn import ResidualMLP
+from pyro_latentde.nn import ResidualMLP, Standardized
 from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
 
 __all__ = ["RECIPES"]
@@ -20,12 +20,12 @@ __all__ = ["RECIPES"]
 OBSERVED = 46
 
 
-def _config(train: int, heldout: int, test: int, steps: int) -> Config:
+def _config(test: int, steps: int, sleep: int) -> Config:
     rate = schedules.warmup(100, schedules.cosine(2e-3, 2e-5, steps))
-    return Config(train, heldout, test, steps, 64, schedules.progressive(6, OBSERVED, steps // 2), rate)
+    return Config(600, 60, test, steps, 64, schedules.progressive(6, OBSERVED, steps // 2), rate, sleep)
 
 
-QUICK, FULL = _config(600, 60, 100, 2000), _config(600, 60, 200, 10_000)
+QUICK, FULL = _config(100, 1500, 1500), _config(200, 5000, 4000)
 
 
 def _data(config: Config, seed: int) -> Split:
@@ -38,6 +38,7 @@ def _data(config: Config, seed: int) -> Split:
 def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
     def make(split: Split) -> nn.Module:
         priors = stuart_landau.priors()
+        frames = ResidualMLP(stuart_landau.OBSERVABLES, 64, 100, output="relu")
         return GOKU(
             stuart_landau.vector_field,
             priors["z0"],
@@ -47,7 +48,7 @@ def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
             likelihood=Gaussian(sd="learned", start=0.3),
             states=stuart_landau.STATES,
             shooting=shooting,
-            guide={"frames": ResidualMLP(stuart_landau.OBSERVABLES, 64, output="relu"), "hidden": 64},
+            guide={"frames": Standardized.of(split.train, frames), "hidden": 64},
         )
 
     return make

@@ -15,6 +15,12 @@ from torch.testing import assert_close
 
 import pyro_latentde as lde
 from pyro_latentde.distributions import likelihoods as lk
+from pyro_latentde.distributions.observation_laws import (
+    BernoulliLaw,
+    CategoricalLaw,
+    ContinuousBernoulliLaw,
+    PoissonLaw,
+)
 from pyro_latentde.errors import DataError, LatentDEError, ShapeError
 from pyro_latentde.sites.observe_site import pointwise_log_prob
 
@@ -306,9 +312,9 @@ def test_a_prior_on_the_scale(prior, outside):
 
 def test_a_prior_on_the_logarithm_of_a_learned_scale():
     likelihood = lk.Gaussian(sd="learned")
-    likelihood.log_sd = PyroSample(dist.Normal(-1.0, 0.1))
+    likelihood.slow_log_sd = PyroSample(dist.Normal(-0.1, 0.01))
     trace = pyro.poutine.trace(likelihood).get_trace(torch.zeros(3, 2))
-    assert_close(trace.nodes["_RETURN"]["value"].scale, trace.nodes["log_sd"]["value"].exp().expand(3, 2))
+    assert_close(trace.nodes["_RETURN"]["value"].scale, (10 * trace.nodes["slow_log_sd"]["value"]).exp().expand(3, 2))
 
 
 def test_nuts_with_a_prior_on_the_scale():
@@ -369,3 +375,11 @@ def test_observed_values_are_judged_and_fillers_are_not():
     )
     with pytest.raises((DataError, ValueError), match="support"):
         lde.infer.nuts(model, torch.ones_like(mask), num_samples=5, num_warmup=5, num_chains=1, seed=0)
+
+
+@pytest.mark.parametrize("law", [BernoulliLaw, ContinuousBernoulliLaw, PoissonLaw, CategoricalLaw])
+def test_draws_from_failed_outputs_are_nan(law):
+    outputs = torch.zeros(2, 3, 4).double()
+    outputs[1] = torch.nan
+    drawn = law(outputs, validate_args=False).sample((5,))
+    assert drawn[:, 0].isfinite().all() and drawn[:, 1].isnan().all()

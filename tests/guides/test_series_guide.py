@@ -184,3 +184,53 @@ def test_wrong_names_and_missing_values_are_told() -> None:
     guide = SeriesGuide(local_priors(), nn.RecurrentEncoder(VALUES, 6))
     with pytest.raises(ShapeError, match="without values"):
         guide(Series.at_times(torch.arange(3.0)))
+
+
+def _draws(guide: SeriesGuide, series: Series, count: int = 3) -> list[dict[str, torch.Tensor]]:
+    torch.manual_seed(5)
+    return [guide(series) for _ in range(count)]
+
+
+def _counted(guide: SeriesGuide) -> list[int]:
+    rows: list[int] = []
+    guide.frames.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    return rows
+
+
+@pytest.mark.parametrize("stations", [None, {"shots": lambda length: list(range(2, length, 2))}])
+def test_a_series_is_read_once_for_many_draws(stations: dict | None) -> None:
+    """The same draws, later sites still following earlier ones, from one run of the networks."""
+    torch.manual_seed(2)
+    series, priors = make_series("missing rows"), local_priors()
+    if stations:
+        priors["shots"] = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    encoder = nn.RecurrentEncoder(5, 6, bidirectional=bool(stations))
+    guide = SeriesGuide(priors, encoder, frames=FRAMES["residual"](), stations=stations)
+    with torch.no_grad():
+        torch.nn.init.normal_(guide.heads["theta"].loc.weight)  # so that theta depends on the draw of z0
+        each, rows = _draws(guide, series), _counted(guide)
+        with guide.reading(series):
+            once = _draws(guide, series)
+        assert rows == [4]
+        for a, b in zip(each, once, strict=True):
+            assert set(a) == set(b) == set(priors)
+            assert all(torch.equal(a[name], b[name]) for name in a)
+        guide(series)
+        assert rows == [4, 4]  # outside, every call reads again
+
+
+def test_copies_of_a_series_that_was_read_have_its_posterior() -> None:
+    torch.manual_seed(2)
+    series = make_series("missing values")
+    guide = SeriesGuide(local_priors(), nn.RecurrentEncoder(5, 6), frames=FRAMES["residual"]())
+    copies = series[torch.arange(4).repeat(3)]
+    with torch.no_grad():
+        each, rows = _draws(guide, copies, 1)[0], _counted(guide)
+        with guide.reading(series):
+            once = _draws(guide, copies, 1)[0]
+            for other in (series[:3], series.window(0, 5)):
+                with pytest.raises(ShapeError, match="reading 4 series of 6 times, and was called with"):
+                    guide(other)
+    assert rows == [4]
+    torch.testing.assert_close(once["z0"], each["z0"])
+    torch.testing.assert_close(once["theta"], each["theta"])

@@ -239,7 +239,6 @@ def different():
         Trace_ELBO(8),
         Sleep(),
         Sleep(plate="animals"),
-        Sleep(proposal=constant_rate(0.1)),
         [lambda step: 0.1],
         [lambda step: 0.2],
         {"a": lambda step: 0.1},

@@ -17,6 +17,7 @@ import pyro_latentde as lde
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer import Fit
 from pyro_latentde.infer.handover import hand_over
+from pyro_latentde.infer.pair import Pair
 from pyro_latentde.models.goku import GOKU
 
 
@@ -98,7 +99,7 @@ def test_starts_and_metric_are_those_of_the_guide():
     """Draws and covariance of independent draws, whatever the place of the series in a batch."""
     series = linear_series(n=3)
     mean, covariance = exact_posterior(series)
-    begin = hand_over(linear_model, ExactGuide(), series.batch([2, 0]), (), {}, given={}, plate="series", seed=0)
+    begin = hand_over(Pair(linear_model, ExactGuide()), series.batch([2, 0]), given={}, plate="series", seed=0)
     expected = torch.block_diag(covariance[2], covariance[0]).numpy()
     sd = np.sqrt(np.diag(expected))
     # 2000 draws: sd of a correlation at most 1 / sqrt(2000), of a variance sqrt(2 / 2000); 4.5 of the larger

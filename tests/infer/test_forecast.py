@@ -158,6 +158,27 @@ def test_intervention_on_a_named_parameter_of_a_goku_net():
     assert not torch.equal(forecast.z, fit.forecast(videos, ahead, num_samples=2, noise=False).z)
 
 
+def test_the_encoder_runs_once_however_many_draws_are_made():
+    start = dist.Normal(torch.zeros(2), 0.5).to_event(1)
+    pair = GOKU(decay, start, {"rate": dist.Uniform(1.0, 2.0)}, values=4)
+    videos = lde.Series.from_tensors(torch.linspace(0, 1, 5), torch.rand(3, 5, 4), dtype=torch.float32)
+    fit = Fit(torch.zeros(0).double(), 0, pair.guide, pair.model, (videos,), {}, 0.0, {})
+    rows = []
+    pair.guide.frames.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    uses = {
+        "encode": lambda: fit.encode(videos, 7),
+        "forecast": lambda: fit.forecast(videos, 2, 7),
+        "log_evidence": lambda: fit.log_evidence(videos, 25, rows_at_once=6),
+        "pareto_k": lambda: fit.pareto_k(videos, 25),
+        "posterior": lambda: fit.posterior(7),
+        "elbo": lambda: fit.elbo(7),
+    }
+    for name, use in uses.items():
+        rows.clear()
+        use()
+        assert rows == [3], name
+
+
 def test_an_intervention_on_no_site_is_refused(series):
     with pytest.raises(LatentDEError, match=r"no site \['rtae'\].*\['z0', 'rate', 'half_life', 'z'\]"):
         make_fit().forecast(series, 1, num_samples=1, do={"rtae": 0.5, "rate": 1.0})

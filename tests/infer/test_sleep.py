@@ -2,6 +2,7 @@
 """The sleep loss against a conjugate model, whose posterior and its entropy are known."""
 
 import math
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -11,8 +12,12 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import pyro_latentde as lde
+from pyro_latentde.distributions.likelihoods import Gaussian
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer import Sleep, fit_svi
+from pyro_latentde.models.latents import Latent
+from pyro_latentde.models.series_model import SeriesModel
+from pyro_latentde.models.shooting import Shooting
 
 T, NOISE = 4, 0.5
 EXACT_SD = 1 / math.sqrt(1 + T / NOISE**2)  # of z0 ~ N(0, 1) after T values z0 + N(0, NOISE^2)
@@ -146,21 +151,49 @@ def test_windows_without_any_observation_are_dreamt_too() -> None:
     assert math.isfinite(Sleep().loss(model, Linear(0.5, 1.0), empty))
 
 
-def test_dreams_begin_at_the_proposal_when_there_is_one() -> None:
-    """Proposal N(3, .1^2): the best linear guide of these dreams has its mean near 3 whatever it is shown."""
+class OfSegments(PyroModule):
+    """z0 from N(0, width^2), the starts of segments from N(y, NOISE^2) at their first times, or N(0, width^2) too."""
 
-    class Proposal(PyroModule):
-        def forward(self, series: lde.Series) -> None:
-            with lde.series_plate(series):
-                pyro.sample("z0", dist.Normal(torch.tensor([3.0], dtype=torch.float64), 0.1).to_event(1))
+    def __init__(self, stations: list[int], width: float, reads: bool) -> None:
+        super().__init__()
+        self.stations, self.reads = stations, reads
+        self.width = nn.Parameter(torch.tensor(width, dtype=torch.float64))
 
-    n = 4000
-    pyro.set_rng_seed(5)
+    def forward(self, series: lde.Series) -> None:
+        center = series.values[:, self.stations] if self.reads else torch.zeros(len(series), 2, 1).double()
+        with lde.series_plate(series):
+            pyro.sample("z0", dist.Normal(torch.zeros(1).double(), self.width).to_event(1))
+            pyro.sample("shots", dist.Normal(center, NOISE if self.reads else self.width).to_event(2))
+
+
+def shooting_model(field: Callable) -> SeriesModel:
+    start = Latent(dist.Normal(torch.zeros(1).double(), 1.0).to_event(1))
+    return SeriesModel(field, start, nn.Identity(), Gaussian(sd=NOISE), shooting=Shooting(2, 0.5))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_dreams_of_multiple_shooting_are_draws_of_its_prior(reads: bool) -> None:
+    """A state that rests, but for jumps of sd .5 at two stations: starts of variance 1.25 and 1.5, seen with noise."""
+    n, width, times = 4000, 1.5, torch.arange(6.0).double()
+    rests = shooting_model(lambda t, z, p: 0.0 * z)
+    data = lde.Series.from_tensors(times, torch.zeros(n, 6, 1).double())
+    pyro.set_rng_seed(7)
     with pyro.validation_enabled(False):
-        loss = Sleep(proposal=Proposal()).loss(model, Linear(1.0, 1.0), series(n)) / n
-    # mean(y) - z0 has variance NOISE^2 / T: -log N = .5 log(2 pi) + .5 (NOISE^2 / T), of whatever z0
-    assert loss == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * NOISE**2 / T, abs=0.01)
-    pyro.set_rng_seed(6)
+        loss = Sleep().loss(rests, OfSegments([2, 4], width, reads), data) / n
+
+    def expected(variance: float, sd: float) -> float:
+        return 0.5 * math.log(2 * math.pi * sd**2) + 0.5 * variance / sd**2
+
+    starts = 2 * expected(NOISE**2, NOISE) if reads else expected(1.25, width) + expected(1.5, width)
+    # the sd of the mean is below 1.5 / sqrt(n): half the sum of three squares, at most; five of them
+    assert loss == pytest.approx(expected(1.0, width) + starts, abs=5 * 1.5 / math.sqrt(n))
+
+
+def test_failed_dreams_of_multiple_shooting_leave_the_gradient_finite() -> None:
+    blows_up = shooting_model(lambda t, z, p: z**3)
+    guide = OfSegments([2, 4], 1.5, reads=False)
+    data = lde.Series.from_tensors(torch.arange(6.0).double() / 4, torch.zeros(50, 6, 1).double())
+    pyro.set_rng_seed(8)
     with pyro.validation_enabled(False):
-        wrong = Sleep(proposal=Proposal()).loss(model, Linear(0.0, 1.0), series(n)) / n
-    assert wrong == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5 * (3.0**2 + 0.1**2), abs=0.05)
+        loss = Sleep().loss_and_grads(blows_up, guide, data)
+    assert math.isfinite(loss) and guide.width.grad.isfinite() and guide.width.grad != 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amortized fits of series: ELBO against exact evidence, minibatches, held-out selection, precision, bad input."""
 
+import copy
 import csv
 
 import pyro
@@ -337,3 +338,16 @@ def test_nothing_is_started_for_one_device():
         "assert not torch.distributed.is_initialized()\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
+
+
+def test_a_second_run_begins_without_the_gradients_of_the_first():
+    """They would be part of the first update, and of the scale by which Adam divides all of them."""
+    model, guide = network_pair()
+    series = smooth_series()
+    quick(model, guide, series, num_steps=1, learning_rate=1e-9)
+    assert any(p.grad is not None for p in guide.parameters())
+    fresh_model, fresh = copy.deepcopy(model), copy.deepcopy(guide)
+    for module in (fresh_model, fresh):
+        module.zero_grad(set_to_none=True)
+    again, new = quick(model, guide, series), quick(fresh_model, fresh, series)
+    assert torch.equal(again.losses, new.losses)

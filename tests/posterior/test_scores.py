@@ -110,3 +110,23 @@ def test_shapes_are_explained(score, draws, truth, words):
 def test_probability_is_checked():
     with pytest.raises(ValueError, match="between 0 and 1"):
         scores.coverage(torch.zeros(3, 2), torch.zeros(2), probability=90)
+
+
+def test_draws_that_are_nan_are_left_out_wherever_they_are():
+    torch.manual_seed(3)
+    draws, truth = torch.randn(9, 5).double(), torch.randn(5).double()
+    holed = draws.clone()
+    holed[2:6, 0], holed[0, 1], holed[1:, 2] = torch.nan, torch.nan, torch.nan
+    for score in (scores.l1, scores.rmse, scores.coverage):
+        alone = [score(holed[~holed[:, i].isnan(), i], truth[i]) for i in range(5)]
+        found = [score(holed[:, i], truth[i]) for i in range(5)]
+        assert found == pytest.approx(alone, rel=1e-12)
+    crps = [scores.crps(holed[:, i], truth[i]) for i in (0, 1, 3)]
+    assert crps == pytest.approx([scores.crps(holed[~holed[:, i].isnan(), i], truth[i]) for i in (0, 1, 3)], rel=1e-12)
+    assert scores.crps(holed[:, 2], truth[2]) != scores.crps(holed[:, 2], truth[2])  # NaN: of one draw
+    found = torch.stack(scores.quantiles(holed, (0.0, 0.3, 0.95, 1.0)))
+    expected = torch.nanquantile(holed, torch.tensor([0.0, 0.3, 0.95, 1.0]).double(), dim=0)
+    torch.testing.assert_close(found, expected)
+    for end in (*scores.interval(draws[:, :1] * torch.nan), *scores.quantiles(draws * torch.nan, (0.5,))):
+        assert end.isnan().all()
+    assert scores.coverage(draws * torch.nan, truth) != scores.coverage(draws * torch.nan, truth)

@@ -20,9 +20,15 @@ from pyro_latentde.models.systems import periodic
 from pyro_latentde.train import RECIPES, Recipe, Split, Truth, evaluation, figures, run_recipe
 from pyro_latentde.train.run import make_pair
 
-NUMBERS = {"train": 6, "heldout": 3, "test": 3, "steps": 3, "batch_size": 2}
+NUMBERS = {"train": 6, "heldout": 3, "test": 3, "steps": 3, "batch_size": 2, "dreams": 8}
+NIGHTS = {"sleep": 3, "polish": 2}  # of recipes that have such stages
 HAS_HOPPER = all(importlib.util.find_spec(name) for name in ("mujoco", "dm_control"))
-PAIRS = [name for name in RECIPES if HAS_HOPPER or "hopper" not in name]
+# those with metrics of their own have tests of their own
+PAIRS = [n for n, recipe in RECIPES.items() if recipe.measure is None and (HAS_HOPPER or "hopper" not in n)]
+
+
+def _few(recipe):
+    return NUMBERS | {stage: few for stage, few in NIGHTS.items() if getattr(recipe.quick, stage)}
 
 
 @pytest.fixture
@@ -37,7 +43,7 @@ def test_every_recipe_runs_from_end_to_end(name, few_draws, tmp_path):
     recipe = RECIPES[name]
     said = []
     metrics = run_recipe(
-        recipe, recipe.quick.changed(**NUMBERS), tmp_path, accelerator="cpu", progress=False, say=said.append
+        recipe, recipe.quick.changed(**_few(recipe)), tmp_path, accelerator="cpu", progress=False, say=said.append
     )
     assert metrics == json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert (metrics["steps"], metrics["skipped"], metrics["failed"], metrics["seed"]) == (3, 0, 0, 0)
@@ -112,7 +118,8 @@ def test_metrics_by_hand():
     series = lde.Series.from_tensors(torch.arange(3.0), values, dtype=torch.float32)
     means = torch.stack([torch.full((2, 3, 1), 1.0), torch.full((2, 3, 1), 2.0), torch.full((2, 3, 1), float("nan"))])
     forecast = Forecast(series.times, {}, None, means, None)
-    recipe = Recipe("", None, None, None, None, observed=2, range={"length": (1.0, 2.0)})
+    zero = {"zero": lambda split, k: torch.zeros_like(split.test.values[:, k:])}
+    recipe = Recipe("", None, None, None, None, observed=2, range={"length": (1.0, 2.0)}, floors=zero)
     split = Split(series, series, series, Truth({"length": torch.tensor([1.0, 2.0]), "other": torch.zeros(2)}, clean))
     draws = {"length": torch.tensor([[1.1, 1.9], [1.3, 1.7], [1.2, 1.8]])}
     found = evaluation.evaluate(None, recipe, split, forecast, draws)
@@ -120,6 +127,7 @@ def test_metrics_by_hand():
     assert found["l1_extrapolation"] == pytest.approx((0.5 + 1.5) / 2)
     assert found["rmse_extrapolation"] == pytest.approx(math.sqrt((0.25 + 2.25) / 2))
     assert found["l1_last"] == found["l1_mean"] == found["l1_trend"] == found["size_extrapolation"] == 2.0
+    assert found["l1_zero"] == 2.0 and found["rmse_zero"] == pytest.approx(math.sqrt(5.0))
     assert found["length_correlation"] == pytest.approx(1.0)
     assert found["length_rmse"] == found["length_rmse_of_range"] == pytest.approx(0.2)
     assert found["length_coverage90"] == found["coverage90"] == 0.0 and "other_rmse" not in found
@@ -134,6 +142,17 @@ def test_noise_is_no_part_of_what_is_to_be_forecast():
     assert_close(split.truth.clean, periodic.observables(drawn.z)[4:].float())
     residual = (split.test.values - split.truth.clean)[split.test.mask]
     assert residual.std() == pytest.approx(0.01, rel=0.3) and not split.test.complete
+
+
+def test_guides_of_the_waves_are_compared_on_equal_terms():
+    one, other = RECIPES["latent-ode-periodic"], RECIPES["latent-ode-periodic-rnn"]
+    assert (one.quick, one.full, one.observed) == (other.quick, other.full, other.observed)
+    splits = [recipe.data(recipe.quick.changed(train=2, heldout=1, test=2), 3) for recipe in (one, other)]
+    assert torch.equal(splits[0].test.values, splits[1].test.values)
+    pairs = [make_pair(recipe, split, 3) for recipe, split in zip((one, other), splits, strict=True)]
+    models = [sum(p.numel() for p in pair.model.parameters()) for pair in pairs]
+    guides = [sum(p.numel() for p in pair.guide.parameters()) for pair in pairs]
+    assert models[0] == models[1] and guides[0] == pytest.approx(guides[1], rel=0.02)
 
 
 def test_the_guide_of_an_extrapolation_reads_the_first_times_only():

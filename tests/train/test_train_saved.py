@@ -12,12 +12,13 @@ from torch import nn
 
 import pyro_latentde as lde
 from pyro_latentde.errors import CheckpointError, DataError, LatentDEError, SolveError
-from pyro_latentde.infer import schedules
+from pyro_latentde.infer import Sleep, schedules
 from pyro_latentde.models import GOKU
 from pyro_latentde.nn import MLP
 from pyro_latentde.train import Config, Recipe, Split, Truth, evaluation, registry, run, saved
 
 NAME = "decay"
+NIGHT = {"sleep": 6, "dreams": 40}
 CONFIG = Config(12, 4, 5, 8, 4, schedules.progressive(3, 6, 4), 1e-2, options={"eval_every": 4})
 
 
@@ -88,7 +89,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     rate.presses = True
     said = []
     first = saved.train(NAME, out=tmp_path / "cut", progress=False, accelerator="cpu", say=said.append)
-    assert first == {} and "interrupted after 3 of 8 steps" in said[-1]
+    assert first == {} and "interrupted after 3 steps of the ELBO" in said[-1]
     assert not (tmp_path / "cut" / "metrics.json").exists()
     with pytest.raises(DataError, match="no weights yet"):
         saved.load_run(tmp_path / "cut")
@@ -103,7 +104,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
 
 def test_a_run_with_a_sleep_stage_tells_of_both(tmp_path, monkeypatch):
     """Cut in the second stage: the message has that stage's steps, and the same call ends as if nothing had been."""
-    whole = train(tmp_path / "whole", overrides={"sleep": 6})
+    whole = train(tmp_path / "whole", overrides=NIGHT)
     assert whole["steps"] == 8 and "heldout_elbo" not in whole
     rows = [line.split(",") for line in (tmp_path / "whole" / "log.csv").read_text().splitlines()]
     elbos = [float(row[rows[0].index("heldout_elbo")]) for row in rows[1:] if row[rows[0].index("heldout_elbo")]]
@@ -119,15 +120,26 @@ def test_a_run_with_a_sleep_stage_tells_of_both(tmp_path, monkeypatch):
             raise SolveError("one dream fails")
         return step(*args)
 
-    step = run.Sleep.loss_and_grads
-    monkeypatch.setattr(run.Sleep, "loss_and_grads", cut)
+    step = Sleep.loss_and_grads
+    monkeypatch.setattr(Sleep, "loss_and_grads", cut)
     said = []
-    options = {"overrides": {"sleep": 6}, "progress": False, "accelerator": "cpu"}
+    options = {"overrides": NIGHT, "progress": False, "accelerator": "cpu"}
     assert saved.train(NAME, out=tmp_path / "cut", say=said.append, **options) == {}
-    assert "interrupted after 3 of 6 steps of the sleep loss" in said[-1]
-    resumed = train(tmp_path / "cut", overrides={"sleep": 6})
+    assert "interrupted after 3 steps of the sleep stage" in said[-1]
+    resumed = train(tmp_path / "cut", overrides=NIGHT)
     assert resumed["skipped"] == 1
     assert "heldout_elbo" in train(tmp_path / "awake", overrides={"sleep": 0})
+
+
+def test_a_run_that_is_polished_has_four_stages(tmp_path):
+    numbers = NIGHT | {"polish": 5}
+    whole = train(tmp_path / "whole", overrides=numbers)
+    assert whole["steps"] == 8 + 5
+    lines = {"log": 8, "log_sleep": 6, "log_polish": 5, "log_sleep_again": 6}
+    assert {n: len((tmp_path / "whole" / f"{n}.csv").read_text().splitlines()) - 1 for n in lines} == lines
+    assert without_times(train(tmp_path / "whole", overrides=numbers)) == without_times(whole)
+    other = train(tmp_path / "other", overrides=NIGHT)
+    assert other["l1_reconstruction"] != whole["l1_reconstruction"]
 
 
 def test_run_json_is_never_half_written(tmp_path, monkeypatch):
