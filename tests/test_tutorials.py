@@ -14,7 +14,12 @@ with warnings.catch_warnings():
     from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent.parent / "tutorials"
-NOTEBOOKS = ("01_first_posterior.ipynb",)
+NOTEBOOKS = (
+    "01_first_posterior.ipynb",
+    "02_pendulum_videos.ipynb",
+    "03_irregular_series.ipynb",
+    "04_known_unknowns.ipynb",
+)
 LARGEST = 1_500_000  # bytes
 PRIVATE = (f"{Path.home()}/", f"{FOLDER.parent}/", f"{tempfile.gettempdir()}/", "site-packages", "Traceback")
 
@@ -23,13 +28,18 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def files():
+    return sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
+
+
 def test_no_notebook_is_left_out():
     assert sorted(path.name for path in FOLDER.glob("*.ipynb")) == sorted(NOTEBOOKS)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_in_smoke_mode(name, monkeypatch, tmp_path):
-    """LATENTDE_SMOKE asks for few draws; the cells are otherwise the same."""
+def test_runs_in_smoke_mode(name, monkeypatch):
+    """LATENTDE_SMOKE asks for few draws; the cells are otherwise the same. They run where the trained weights are."""
+    before = files()
     monkeypatch.setenv("LATENTDE_SMOKE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(FOLDER / name, as_version=4)
@@ -37,10 +47,11 @@ def test_runs_in_smoke_mode(name, monkeypatch, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Jupyter's own, again; the cells run in another process
         client = NotebookClient(
-            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
         )
         client.execute()  # raises when a cell does
     assert all(cell.execution_count for cell in code_cells(notebook))
+    assert files() == before, "a notebook must leave nothing behind"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -81,6 +81,7 @@ class SeriesGuide(PyroModule):
             raise ValueError(f"encoders for {sorted(encoders)}, but the local sites are {sorted(priors)}")
         self.names = tuple(priors)
         self.transforms = {name: _transform(prior) for name, prior in priors.items()}
+        self.laws = {name: _law(prior) for name, prior in priors.items()}
         self.sizes = {name: _unconstrained_size(prior) for name, prior in priors.items()}
         self.stations = dict(stations or {})
         self.structured = structured
@@ -219,6 +220,17 @@ def _transform(prior: dist.Distribution) -> torch.distributions.Transform | None
     if units is None or (bool((units[0] == 0).all()) and bool((units[1] == 1).all())):
         return None
     return AffineTransform(*units, event_dim=len(prior.event_shape))
+
+
+def _law(prior: dist.Distribution) -> str:
+    """What the weights of a head mean depends on: saved with them, and compared."""
+    units = moments(prior)
+    numbers = "" if units is None else f", mean {_short(units[0])}, sd {_short(units[1])}"
+    return f"{prior.support}{numbers}"
+
+
+def _short(numbers: Tensor) -> list[float]:
+    return [float(f"{x:.5g}") for x in numbers.flatten().tolist()]
 
 
 def _unconstrained_size(prior: dist.Distribution) -> int:

@@ -120,6 +120,7 @@ class Training:
             log.write(step=number, seconds=self.seconds, grad_norm=step.norm, skipped=self._skipped, **facts)
         if step.good:
             now = {"ELBO": -step.loss, "reconstruction": step.reconstruction, "KL": step.kl}
+            now = {name: value for name, value in now.items() if math.isfinite(value)}  # not all losses have all parts
             self._shown = {name: 0.95 * self._shown.get(name, value) + 0.05 * value for name, value in now.items()}
         if bar.due() or (options.progress and done == options.num_steps):
             shown = {name: f"{value:.4g}" for name, value in self._shown.items()}

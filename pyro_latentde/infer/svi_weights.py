@@ -43,6 +43,7 @@ def save_weights(
         "format": _FORMAT,
         "modules": {owner: {k: _copy(v) for k, v in tensors.items()} for owner, tensors in modules.items()},
         "params": {name: _copy(param) for name, param in weights.items() if id(param) not in inside},
+        "laws": _laws(guide),
         "attrs": {name: value for name, value in attrs.items() if _is_plain(value)},
     }
     checkpoint.write(path, content)
@@ -78,6 +79,8 @@ def load_weights(
         for name, node in found.trace.nodes.items():
             value = node["value"]
             weights[name] = value.unconstrained() if hasattr(value, "unconstrained") else value
+    if "laws" in content:
+        checkpoint.compare(path, content["laws"], _laws(guide), "Give the guide the priors that it was trained with.")
     modules = modules_of(model, guide)
     inside = {id(param) for module in modules.values() for param in module.parameters()}
     loose = {name: param for name, param in weights.items() if id(param) not in inside}
@@ -95,6 +98,11 @@ def load_weights(
         for name, value in theirs.items():
             ours[name].copy_(value)
     return state, weights, content["attrs"]
+
+
+def _laws(guide: Callable) -> dict[str, str]:
+    """Priors whose units and supports an amortized guide works in: with others the same weights say other things."""
+    return {f"prior of {name}": law for name, law in getattr(guide, "laws", {}).items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:

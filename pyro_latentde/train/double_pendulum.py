@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import nn
@@ -45,7 +47,8 @@ def _goku(split: Split) -> nn.Module:
     return GOKU(
         pendulum.vector_field,
         start,
-        pendulum.priors()["theta"],
+        # kg; wider than what occurs, for posteriors that no end cuts off
+        {"mass2": dist.LogNormal(math.log(1.4), 0.3)},
         values=split.train,
         states=pendulum.STATES,
         visible=pendulum.STATES[:2],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pyro.distributions as dist
@@ -32,7 +33,7 @@ def _config(train: int, steps: int, sleep: int, polish: int, dreams: int = 16_00
     return Config(train, 45, 50, steps, 64, window, rate, sleep, polish, dreams)
 
 
-QUICK, FULL = _config(450, 800, 2000, 0), _config(405, 2500, 4000, 1500, 32_000)
+QUICK, FULL = _config(450, 800, 2000, 0), _config(405, 2500, 3000, 1000, 32_000)
 _LATENT_QUICK, _LATENT_FULL = _config(450, 800, 0, 0), _config(405, 4000, 0, 0)
 
 
@@ -51,6 +52,10 @@ def _start() -> dist.Distribution:
     return dist.Normal(torch.zeros(2), torch.tensor([0.27, 0.7])).to_event(1)
 
 
+# Wider than what occurs: at the ends of a uniform prior posteriors are cut off, which no normal can be.
+_PRIOR = {"length": dist.LogNormal(math.log(1.4), 0.3)}  # m
+
+
 def _narrow(in_features: int, size: int) -> nn.Module:
     """A head that begins with little noise: to be seen through more of it, angles would grow beyond their prior."""
     return FullRankHead(in_features, size, sd=0.01)
@@ -61,7 +66,7 @@ def _goku(unknown: Callable[[], nn.Module] | None = None) -> Callable[[Split], n
         return GOKU(
             pendulum.vector_field,
             _start(),
-            pendulum.priors()["theta"],
+            _PRIOR,
             values=split.train,
             states=pendulum.STATES,
             visible=pendulum.STATES[:1],

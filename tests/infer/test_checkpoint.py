@@ -20,9 +20,11 @@ from linear_ode import network_pair, smooth_series
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.errors import CheckpointError
 from pyro_latentde.infer import Fit, Sleep, checkpoint, fit_svi, schedules
 from pyro_latentde.infer.svi_loop import CHECKPOINT
+from pyro_latentde.models import GOKU
 
 SETTINGS = {
     "num_steps": 24,
@@ -281,6 +283,23 @@ def test_weights_for_use(tmp_path):
         Fit.load(path, network_pair(values=4)[0], network_pair()[1])
     with pytest.raises(CheckpointError, match="give the data"):
         Fit.load(path, network_pair()[0], lambda series: None)
+
+
+def test_weights_know_the_priors_they_were_trained_with(tmp_path):
+    """Their shapes are the same, and what they say is not: a head works in the units and the support of its prior."""
+
+    def pair(theta):
+        start = dist.Normal(torch.zeros(1), 2.0).to_event(1)
+        return GOKU(lambda t, z, p: -p["rate"] * z, start, {"rate": theta}, values=3, width=8, guide={"hidden": 4})
+
+    torch.manual_seed(0)
+    series = Series.from_tensors(torch.arange(4.0), torch.rand(5, 4, 3))
+    first, same, other = pair(dist.Uniform(1.0, 2.0)), pair(dist.Uniform(1.0, 2.0)), pair(dist.LogNormal(0.4, 0.3))
+    fit = fit_svi(first.model, first.guide, series, num_steps=2, progress=False)
+    path = fit.save(tmp_path / "weights.pt")
+    Fit.load(path, same.model, same.guide, series)
+    with pytest.raises(CheckpointError, match=r"prior of theta .*Interval.*\(now .*GreaterThan.*Give the guide the priors"):
+        Fit.load(path, other.model, other.guide, series)
 
 
 def test_weights_of_functions_and_autoguides(tmp_path):

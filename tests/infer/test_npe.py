@@ -8,6 +8,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
 
@@ -114,3 +116,20 @@ def test_failed_dreams_are_left_out_and_told():
     assert f"{400 - len(dreams)} of 400 draws from the model failed" in str(caught[0].message)
     with pyro.validation_enabled(False), pytest.raises(LatentDEError, match="none of 20 draws"):
         remember(Level(limit=-math.inf), guide, _series(), 20)
+
+
+def test_what_all_series_share_is_drawn_and_not_taught():
+    class Shared(PyroModule):
+        def forward(self, series: lde.Series, times: torch.Tensor | None = None) -> None:
+            level = pyro.sample("level", dist.Normal(0.0, 1.0))
+            with lde.series_plate(series):
+                z0 = pyro.sample("z0", START)
+                lde.observe("obs", dist.Normal((level + z0).unsqueeze(-2).expand(-1, T, 1), NOISE), series)
+
+    guide = SeriesGuide({"z0": START}, RecurrentEncoder(1, 4), shared=AutoNormal(poutine.block(Shared(), hide=["z0"])))
+    fit = _fit(Shared(), guide)
+    dreams = remember(fit.model, guide, _series(), 50)
+    assert set(dreams.latents) == {"z0"} and dreams[torch.tensor([3, 1])].latents["z0"].shape == (2, 1)
+    loc = guide.shared.locs.level.detach().clone()
+    npe(fit, num_dreams=50, num_steps=3, progress=False)
+    assert torch.equal(guide.shared.locs.level, loc)
