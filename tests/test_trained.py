@@ -29,9 +29,9 @@ LARGEST = 2_000_000  # bytes of a folder
 # Nothing is drawn: a difference means that the data are others.
 EXACT = ("l1_last", "l1_mean", "l1_trend", "size_extrapolation")
 # Measured again from other random numbers. Between seeds of one network, L1 and CRPS have a relative sd of at most .02,
-# the error of lengths one of .008; coverages, correlations and slopes of forces have sds of .012, .003 and .005. The
+# the error of lengths one of .03; coverages, correlations and slopes of forces have sds of .012, .003 and .005. The
 # bounds are four sds of a difference of two: a false alarm has a chance of 6e-5 for each number, .2 % for all.
-RELATIVE = {"l1_reconstruction": 0.12, "l1_extrapolation": 0.12, "crps_extrapolation": 0.12, "length_rmse": 0.05}
+RELATIVE = {"l1_reconstruction": 0.12, "l1_extrapolation": 0.12, "crps_extrapolation": 0.12, "length_rmse": 0.17}
 ABSOLUTE = {"coverage90": 0.07, "coverage90_extrapolation": 0.02, "force_correlation": 0.02, "force_slope": 0.03}
 
 
