@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,11 @@ class Dreams:
 
 
 def dream(
-    model: Callable, guide: Callable, plate: str, args: tuple, kwargs: Mapping[str, Any], encoded: Sequence[str] = ()
+    model: Callable, guide: Callable, plate: str, args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Dreams, Tensor]:
     """One dream for each series that is the first argument, at its times and with its gaps.
 
-    What all series share is drawn from the guide, and so are `encoded` sites, at these series; the rest from the model.
+    What all series share is drawn from the guide, the rest from the model.
 
     Returns:
         The dreams, and which of them are finite, (N,), bool: a solve may fail. Others hold zeros.
@@ -61,10 +61,7 @@ def dream(
         _check_local(asleep, plate)
         names = [name for name, node in asleep.nodes.items() if _is_latent(node)]
         shared = {name: asleep.nodes[name]["value"] for name in names if not is_local(asleep.nodes[name], plate)}
-        if unknown := set(encoded) - (set(names) - set(shared)):
-            raise LatentDEError(f"encoded = {sorted(unknown)}: the guide's sites of each series are {names}")
-        given = shared | {name: asleep.nodes[name]["value"] for name in encoded}
-        dreaming = poutine.condition(poutine.uncondition(model), data=given)
+        dreaming = poutine.condition(poutine.uncondition(model), data=shared)
         trace = poutine.trace(dreaming).get_trace(*args, **kwargs)
     latents = {name: trace.nodes[name]["value"] for name in names if name in trace.nodes and name not in shared}
     # of a failed solve, starts of segments too; zero times the gradient at NaN would be NaN
@@ -82,7 +79,6 @@ def remember(
     *,
     seed: int = 0,
     plate: str = "series",
-    encoded: Sequence[str] = (),
     args: tuple = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Dreams:
@@ -98,7 +94,6 @@ def remember(
         count: number of dreams, of which those whose solve failed are left out.
         seed: seed of the draws.
         plate: name of the plate of series.
-        encoded: sites that are drawn from the guide at `series`.
         args: further arguments of model and guide.
         kwargs: their keyword arguments.
 
@@ -111,7 +106,7 @@ def remember(
     with seeded(seed), evaluating(model, guide):
         for first in range(0, count, at_once):
             rows = torch.arange(first, min(first + at_once, count)) % len(series)
-            dreams, finite = dream(model, guide, plate, (series[rows], *args), kwargs or {}, encoded)
+            dreams, finite = dream(model, guide, plate, (series[rows], *args), kwargs or {})
             dreams = dreams[finite.nonzero()[:, 0]] if bool(finite.any()) else None
             if dreams is not None:
                 kept.append(dreams if read is None else Dreams(read(dreams.series), dreams.latents, reading))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,6 @@ def npe(
     learning_rate: float | Callable[[int], float] | None = None,
     seed: int = 0,
     plate: str = "series",
-    encoded: Sequence[str] = (),
     **options: Any,
 ) -> Fit:
     r"""Train the guide of a fit on series drawn from its model, whose latent values are known,
@@ -53,9 +52,6 @@ def npe(
         learning_rate: number or schedule; by default a warm-up to 2e-3 and a cosine to nearly zero.
         seed: seed of the dreams and of the training.
         plate: name of the plate of series.
-        encoded: sites of each series, such as ``["z0"]``, which the dreams have from the guide's encodings of `series`
-            instead of from the prior: for priors that allow much that never occurs, and series that the guide would
-            have to learn for nothing. Those that are left to the prior should hold what is asked for.
         options: further keywords of ``fit_svi``: ``checkpoint=``, ``log=``, ``progress=``, ``precision=``, ...
 
     Returns:
@@ -83,7 +79,7 @@ def npe(
         raise LatentDEError("npe: the first argument of model and guide must be a Series, to be dreamt anew")
     series = fit.args[0] if series is None else series
     rest = {"args": fit.args[1:], "kwargs": fit.kwargs}
-    dreams = remember(fit.model, fit.guide, series, num_dreams, seed=seed, plate=plate, encoded=encoded, **rest)
+    dreams = remember(fit.model, fit.guide, series, num_dreams, seed=seed, plate=plate, **rest)
     if learning_rate is None:
         learning_rate = warmup(max(1, num_steps // 20), cosine(2e-3, 1e-5, num_steps))
     taught = fit_svi(

@@ -133,13 +133,3 @@ def test_what_all_series_share_is_drawn_and_not_taught():
     loc = guide.shared.locs.level.detach().clone()
     npe(fit, num_dreams=50, num_steps=3, progress=False)
     assert torch.equal(guide.shared.locs.level, loc)
-
-
-def test_encoded_sites_come_from_the_guide_at_the_series():
-    """All series are 7: the guide finds z0 near 2.1 in each, with sd exp(-.5); the prior never would."""
-    dreams = remember(Level(), Mean(), _series(), 400, encoded=["z0"])
-    z0 = dreams.latents["z0"]
-    assert z0.mean().item() == pytest.approx(2.1, abs=5 * math.exp(-0.5) / 20)
-    assert (dreams.series.values.mean(-2) - z0).std().item() == pytest.approx(NOISE / T**0.5, rel=0.2)
-    with pytest.raises(LatentDEError, match=r"encoded = \['theta'\]: the guide's sites of each series are \['z0'\]"):
-        remember(Level(), Mean(), _series(), 4, encoded=["theta"])
