@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -103,7 +104,8 @@ def remember(
     kept: list[Dreams] = []
     read, reading = getattr(guide, "features", None), getattr(guide, "given_features", None)
     at_once = max(1, _NUMBERS_AT_ONCE // series.mask[0].numel())
-    with seeded(seed), evaluating(model, guide):
+    # Pyro's validation would stop at the NaN of a failed solve
+    with seeded(seed), evaluating(model, guide), pyro.validation_enabled(False):
         for first in range(0, count, at_once):
             rows = torch.arange(first, min(first + at_once, count)) % len(series)
             dreams, finite = dream(model, guide, plate, (series[rows], *args), kwargs or {})

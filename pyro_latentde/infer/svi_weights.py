@@ -79,8 +79,6 @@ def load_weights(
         for name, node in found.trace.nodes.items():
             value = node["value"]
             weights[name] = value.unconstrained() if hasattr(value, "unconstrained") else value
-    if "laws" in content:
-        checkpoint.compare(path, content["laws"], _laws(guide), "Give the guide the priors that it was trained with.")
     modules = modules_of(model, guide)
     inside = {id(param) for module in modules.values() for param in module.parameters()}
     loose = {name: param for name, param in weights.items() if id(param) not in inside}
@@ -94,6 +92,9 @@ def load_weights(
     theirs = {f"{owner}.{name}": t for owner, tensors in content["modules"].items() for name, t in tensors.items()}
     theirs |= content["params"]
     checkpoint.compare(path, _shapes(theirs), _shapes(ours), advice)
+    laws = {name: law for name, law in _laws(guide).items() if name in content.get("laws", {})}
+    saved = {name: content["laws"][name] for name in laws}
+    checkpoint.compare(path, saved, laws, "Give the guide the priors that it was trained with.")
     with torch.no_grad():
         for name, value in theirs.items():
             ours[name].copy_(value)

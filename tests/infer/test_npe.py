@@ -108,13 +108,13 @@ def test_dreams_have_the_times_and_gaps_of_the_series_in_turn():
 
 def test_failed_dreams_are_left_out_and_told():
     guide = Mean()
-    with pyro.validation_enabled(False), warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dreams = remember(Level(limit=-0.5), guide, _series(), 400)  # three in ten can be solved
     assert (dreams.latents["z0"] <= -0.5).all() and 60 < len(dreams) < 190
     assert dreams.series.values.isfinite().all()
     assert f"{400 - len(dreams)} of 400 draws from the model failed" in str(caught[0].message)
-    with pyro.validation_enabled(False), pytest.raises(LatentDEError, match="none of 20 draws"):
+    with pytest.raises(LatentDEError, match="none of 20 draws"):
         remember(Level(limit=-math.inf), guide, _series(), 20)
 
 
