@@ -113,7 +113,10 @@ def remember(
             if dreams is not None:
                 kept.append(dreams if read is None else Dreams(read(dreams.series), dreams.latents, reading))
     if not kept:
-        raise LatentDEError(f"Sleep: none of {count} draws from the model could be solved; stress-test its priors")
+        raise LatentDEError(
+            f"Sleep: none of {count} draws from the model could be solved. Draw from its priors and solve by hand "
+            "(lde.odesolve says where and why it fails); narrower priors, or another method, help."
+        )
     lost = count - sum(map(len, kept))
     if 2 * lost > count:
         warnings.warn(f"Sleep: {lost} of {count} draws from the model failed and are left out", stacklevel=3)
