@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.distributions.moments import expected
 from pyro_latentde.errors import DataError, LatentDEError, ShapeError
 from pyro_latentde.infer.failed_draws import tell_failed
 from pyro_latentde.infer.pair import Pair, is_local
@@ -32,7 +33,8 @@ class Forecast:
         times: (N, T'), in the series' unit.
         latents: draws of the latent sites, name -> (S, N, ...).
         z: draws of the trajectory, (S, N, T', states); None if the model has no ODE site.
-        means: expected values of the observations in each draw, (S, N, T', D): without observation noise.
+        means: expected values of the observations in each draw, (S, N, T', D): without observation noise. Of C class
+            numbers, which have no average, the probabilities of the classes, (S, N, T', D, C).
         values: draws of the observations, noise included, (S, N, T', D); None where not asked for.
     """
 
@@ -43,7 +45,7 @@ class Forecast:
     values: Tensor | None
 
     def __repr__(self) -> str:
-        draws, n, times, size = self.means.shape
+        draws, n, times, size = self.means.shape[:4]
         return f"Forecast({draws} draws, {n} series, {times} times, {size} values)"
 
     def to(self, device: torch.device | str) -> Forecast:
@@ -60,7 +62,7 @@ class Forecast:
 
     @property
     def mean(self) -> Tensor:
-        """Predictive mean, (N, T', D); NaN for a series all of whose draws failed."""
+        """Predictive mean, (N, T', D), or (N, T', D, C) of classes; NaN for a series all of whose draws failed."""
         return self.means.nanmean(0)
 
     def band(self, probability: float = 0.9, noise: bool = True) -> tuple[Tensor, Tensor]:
@@ -74,6 +76,8 @@ class Forecast:
     def scores(self, truth: Series | Tensor, probability: float = 0.9) -> dict[str, float]:
         """``l1`` and ``rmse`` of the predictive mean, ``crps`` and ``coverage`` of the draws of observations.
 
+        Of classes the ``accuracy`` of the most probable one, and the :func:`.scores.brier` score.
+
         Args:
             truth: the series that came true at the same times, or its values (N, T', D).
             probability: of the intervals that ``coverage`` counts.
@@ -83,9 +87,12 @@ class Forecast:
         """
         mask = truth.mask if isinstance(truth, Series) else None
         values = truth.values if isinstance(truth, Series) else truth
-        if values is None or values.shape != self.means.shape[1:]:
+        if values is None or values.shape != self.means.shape[1:4]:
             got = None if values is None else tuple(values.shape)
-            raise ShapeError(f"truth has shape {got}, the forecast {tuple(self.means.shape[1:])}")
+            raise ShapeError(f"truth has shape {got}, the forecast {tuple(self.means.shape[1:4])}")
+        if self.means.dim() == 5:
+            found = (self.means, values, mask)
+            return {"accuracy": scores.accuracy(*found), "brier": scores.brier(*found)}
         draws = self.means if self.values is None else self.values
         result = {"l1": scores.l1(self.means, values, mask), "rmse": scores.rmse(self.means, values, mask)}
         if draws.shape[0] > 1:
@@ -178,7 +185,7 @@ def _run(
     for i in range(num_samples):
         trace = pair.trace_model(series, times, {name: value[i] for name, value in latents.items()}, do)
         site = _observed(trace)
-        parts["mean"].append(site["fn"].mean)
+        parts["mean"].append(expected(site["fn"]))
         if noise:
             parts["value"].append(site["value"])
         parts["z"] += [node["value"] for node in trace.nodes.values() if kind_of(node) == "ode"][:1]

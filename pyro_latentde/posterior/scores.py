@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good predictive draws are: errors of their mean, CRPS, and the coverage of their intervals.
+"""How good predictive draws are: errors of their mean, CRPS, the coverage of their intervals; of classes, Brier score.
 
 Draws that are NaN, as after a failed solve, are left out; where none are left, the result is NaN.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
 
-__all__ = ["coverage", "crps", "interval", "l1", "quantiles", "rmse"]
+__all__ = ["accuracy", "brier", "coverage", "crps", "interval", "l1", "quantiles", "rmse"]
 
 
 def l1(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
@@ -87,6 +87,46 @@ def coverage(draws: Tensor, truth: Tensor, mask: Tensor | None = None, probabili
     low, high = interval(draws, probability)
     inside = ((truth >= low) & (truth <= high)).to(draws.dtype)
     return _mean(inside.masked_fill(low.isnan(), torch.nan), mask)
+
+
+def accuracy(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    """Share of the truth that is the class of the highest mean probability.
+
+    Args:
+        draws: (S, ..., C), probabilities of classes.
+        truth: (...), class numbers.
+        mask: (...), bool, False where there is nothing to compare.
+
+    Example:
+        >>> import torch
+        >>> accuracy(torch.tensor([[[0.9, 0.1], [0.8, 0.2]]]), torch.tensor([0.0, 1.0]))
+        0.5
+    """
+    _check(draws[..., 0], truth)
+    mean = draws.nanmean(0)
+    right = (mean.nan_to_num(0.0).argmax(-1) == truth).to(draws.dtype)
+    return _mean(right.masked_fill(mean.isnan().any(-1), torch.nan), mask)
+
+
+def brier(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    r"""Mean Brier score :math:`\sum_c (p_c - 1[y = c])^2` of mean class probabilities p, 0 for a sure and right one.
+
+    Args:
+        draws: (S, ..., C), probabilities of classes.
+        truth: (...), class numbers y.
+        mask: (...), bool, False where there is nothing to compare.
+
+    References:
+        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+
+    Example:
+        >>> import torch
+        >>> brier(torch.tensor([[[0.5, 0.5]]]), torch.tensor([1.0]))
+        0.5
+    """
+    _check(draws[..., 0], truth)
+    came = truth[..., None] == torch.arange(draws.shape[-1], device=draws.device)
+    return _mean((draws.nanmean(0) - came.to(draws.dtype)).square().sum(-1), mask)
 
 
 def interval(draws: Tensor, probability: float = 0.9) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,11 +35,10 @@ def _config(train: int, heldout: int, test: int, steps: int) -> Config:
 
 def _data(config: Config, seed: int) -> Split:
     """Series of events; what is true of the test series are their intensities at the times of the grid, (N, 101, 1)."""
-    drawn = bursts.simulate(config.train + config.heldout + config.test, 6000 + seed, end=END)
-    a, b = config.train, config.train + config.heldout
-    true = bursts.intensity(bursts.states_at(drawn.z[b:, 0], GRID.double()))
-    series = drawn.series
-    return Split(series[:a], series[a:b], series[b:], Truth(clean=true[..., None]))
+    drawn = bursts.simulate(config.num_series, 6000 + seed, end=END)
+    split = Split.of(drawn, config)
+    true = bursts.intensity(bursts.states_at(drawn.z[-config.test :, 0], GRID.double()))
+    return replace(split, truth=Truth(clean=true[..., None]))
 
 
 def _pair(split: Split) -> nn.Module:

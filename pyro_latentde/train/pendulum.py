@@ -10,41 +10,30 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_latentde.distributions.likelihoods import Gaussian
-from pyro_latentde.guides.heads import FullRankHead
-from pyro_latentde.infer import schedules
-from pyro_latentde.models import GOKU, LatentODE
+from pyro_latentde.models import GOKU
 from pyro_latentde.models.systems import pendulum_pixels as pendulum
-from pyro_latentde.nn import MLP, RecurrentEncoder, ResidualMLP, Standardized, start_at
-from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
+from pyro_latentde.nn import MLP
+from pyro_latentde.train.recipe import Config, Recipe, Split
+from pyro_latentde.train.videos import (
+    OBSERVED,
+    WIDTH,
+    latent_ode_of_videos,
+    narrow_head,
+    pixels,
+    video_config,
+    video_split,
+)
 
 __all__ = ["RECIPES"]
 
-PIXELS, OBSERVED = 784, 50
-WIDTH = 100  # of the networks of frames
 FRICTION = 0.7  # kg/s, unknown to the models
-PIXEL_SD = 0.1  # at the start: how far a drawn pixel may be off; the frames have no noise of their own
 
-
-def _config(train: int, steps: int, sleep: int, polish: int, dreams: int = 16_000) -> Config:
-    # Windows grow: one frame teaches the decoder what a state looks like, long ones the physics.
-    window = schedules.progressive(4, OBSERVED, steps // 2)
-    rate = schedules.warmup(steps // 20, schedules.cosine(2e-3, 1e-4, steps))
-    return Config(train, 45, 50, steps, 64, window, rate, sleep, polish, dreams)
-
-
-QUICK, FULL = _config(450, 800, 2000, 0), _config(405, 2500, 3000, 1000, 32_000)
-_LATENT_QUICK, _LATENT_FULL = _config(450, 800, 0, 0), _config(405, 4000, 0, 0)
+QUICK, FULL = video_config(450, 800, 2000), video_config(405, 2500, 3000, 1000, 32_000)
+_LATENT_QUICK, _LATENT_FULL = video_config(450, 800), video_config(405, 4000)
 
 
 def _data(friction: float) -> Callable[[Config, int], Split]:
-    def make(config: Config, seed: int) -> Split:
-        drawn = pendulum.simulate(config.train + config.heldout + config.test, seed=1000 + seed, friction=friction)
-        a, b = config.train, config.train + config.heldout
-        parts = (drawn.series[:a], drawn.series[a:b].window(0, OBSERVED), drawn.series[b:])
-        return Split(*parts, Truth({"length": drawn.truth["length"][b:]}))
-
-    return make
+    return video_split(lambda n, seed: pendulum.simulate(n, seed, friction=friction), 1000)
 
 
 def _start() -> dist.Distribution:
@@ -54,11 +43,6 @@ def _start() -> dist.Distribution:
 
 # Wider than what occurs: at the ends of a uniform prior posteriors are cut off, which no normal can be.
 _PRIOR = {"length": dist.LogNormal(math.log(1.4), 0.3)}  # m
-
-
-def _narrow(in_features: int, size: int) -> nn.Module:
-    """A head that begins with little noise: to be seen through more of it, angles would grow beyond their prior."""
-    return FullRankHead(in_features, size, sd=0.01)
 
 
 def _goku(unknown: Callable[[], nn.Module] | None = None) -> Callable[[Split], nn.Module]:
@@ -71,27 +55,13 @@ def _goku(unknown: Callable[[], nn.Module] | None = None) -> Callable[[Split], n
             states=pendulum.STATES,
             visible=pendulum.STATES[:1],
             width=WIDTH,
-            likelihood=Gaussian(sd="learned", start=PIXEL_SD),
+            likelihood=pixels(),
             unknown=None if unknown is None else unknown(),
             into=None if unknown is None else [1],
-            guide={"hidden": 32, "head": _narrow},
+            guide={"hidden": 32, "head": narrow_head},
         )
 
     return make
-
-
-def _latent_ode(split: Split) -> nn.Module:
-    latent = 16
-    frames = Standardized.of(split.train, ResidualMLP(PIXELS, 32, WIDTH, output="relu"))
-    decoder = start_at(ResidualMLP(latent, PIXELS, WIDTH, output="sigmoid"), frames.mean)
-    return LatentODE(
-        values=PIXELS,
-        latent=latent,
-        decoder=decoder,
-        likelihood=Gaussian(sd="learned", start=PIXEL_SD),
-        guide={"frames": frames, "encoder": RecurrentEncoder(32, 64, cell="lstm", layers=2)},
-        units=100,
-    )
 
 
 def _friction_net() -> nn.Module:
@@ -121,7 +91,7 @@ RECIPES = {
         _LATENT_QUICK,
         _LATENT_FULL,
         _data(0.0),
-        _latent_ode,
+        latent_ode_of_videos,
         OBSERVED,
         "intensity",
     ),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer import Fit
+from pyro_latentde.models.systems.simulation import Simulation
 
 __all__ = ["Config", "Recipe", "Split", "Truth"]
 
@@ -48,6 +49,11 @@ class Config:
     polish: int = 0
     dreams: int = 16_000
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_series(self) -> int:
+        """How many series a run needs."""
+        return self.train + self.heldout + self.test
 
     def changed(self, **numbers: int) -> Config:
         """With some numbers others; schedules are stretched to another number of steps.
@@ -120,6 +126,21 @@ class Split:
     heldout: Series
     test: Series
     truth: Truth = field(default_factory=Truth)
+
+    @classmethod
+    def of(cls, drawn: Simulation, config: Config, observables: Callable[[Tensor], Tensor] | None = None) -> Split:
+        """The first series of a simulation to learn from, the next held out, the last for the test.
+
+        Args:
+            drawn: simulation of ``config.num_series`` series.
+            config: numbers of series.
+            observables: states (N, T, S) -> values without noise (N, T, D), which a forecast is to meet; None where
+                the observed values are.
+        """
+        a, b = config.train, config.train + config.heldout
+        truth = {name: value[b:] for name, value in drawn.truth.items()}
+        clean = None if observables is None else observables(drawn.z[b:]).to(drawn.series.values)
+        return cls(drawn.series[:a], drawn.series[a:b], drawn.series[b:], Truth(truth, clean))
 
 
 @dataclass(frozen=True)

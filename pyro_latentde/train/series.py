@@ -23,7 +23,7 @@ from pyro_latentde.models import LatentODE
 from pyro_latentde.models.systems import hopper, periodic, spirals
 from pyro_latentde.models.systems.simulation import Simulation
 from pyro_latentde.nn import MLP, ODERNNEncoder, RecurrentEncoder
-from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
+from pyro_latentde.train.recipe import Config, Recipe, Split
 from pyro_latentde.train.ridge import ridge_forecast
 
 __all__ = ["RECIPES"]
@@ -55,10 +55,7 @@ def _split(
     """Series of a simulator; with noise, `observables` are the values without it, of the states."""
 
     def make(config: Config, seed: int) -> Split:
-        drawn = draw(config.train + config.heldout + config.test, 5000 + seed)
-        a, b = config.train, config.train + config.heldout
-        clean = None if observables is None else observables(drawn.z[b:]).to(drawn.series.values)
-        return Split(drawn.series[:a], drawn.series[a:b], drawn.series[b:], Truth(clean=clean))
+        return Split.of(draw(config.num_series, 5000 + seed), config, observables)
 
     return make
 

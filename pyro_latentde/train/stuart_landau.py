@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from pyro_latentde.models import GOKU
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.systems import stuart_landau
 from pyro_latentde.nn import ResidualMLP, Standardized
-from pyro_latentde.train.recipe import Config, Recipe, Split, Truth
+from pyro_latentde.train.recipe import Config, Recipe, Split
 
 __all__ = ["RECIPES"]
 
@@ -29,10 +30,8 @@ QUICK, FULL = _config(100, 1500, 1500), _config(200, 5000, 4000)
 
 
 def _data(config: Config, seed: int) -> Split:
-    drawn = stuart_landau.simulate(config.train + config.heldout + config.test, seed=4000 + seed)
-    a, b = config.train, config.train + config.heldout
-    truth = Truth({name: value[b:] for name, value in drawn.truth.items()})
-    return Split(drawn.series[:a].window(0, OBSERVED), drawn.series[a:b].window(0, OBSERVED), drawn.series[b:], truth)
+    split = Split.of(stuart_landau.simulate(config.num_series, 4000 + seed), config)
+    return replace(split, train=split.train.window(0, OBSERVED), heldout=split.heldout.window(0, OBSERVED))
 
 
 def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 import pyro_latentde as lde
+from pyro_latentde.distributions.likelihoods import Categorical
 from pyro_latentde.errors import DataError, LatentDEError, ShapeError
 from pyro_latentde.infer import Fit, fit_svi
 from pyro_latentde.models import GOKU
@@ -340,3 +341,36 @@ def test_results_are_where_the_series_are(series):
     guide = Rate().cuda()
     fit = Fit(torch.zeros(0).double(), 0, guide, model, (), {}, 0.0, {}, weights=dict(guide.named_parameters()))
     assert fit.encode(series, 2)["z0"].device == series.times.device
+
+
+def test_classes_are_forecast_by_their_probabilities():
+    """Of three classes with logits (z, 0, -z), z = z0 exp(-rate t), all by hand."""
+
+    def classes(series, times=None):
+        with lde.series_plate(series):
+            z0 = pyro.sample("z0", dist.Normal(torch.full((1,), 2.0).double(), 0.5).to_event(1))
+            rate = pyro.sample("rate", dist.LogNormal(torch.tensor(-0.4).double(), 0.3))
+            where = series.times if times is None else times.expand(len(series), -1)
+            z = lde.ode("z", decay, z0, where, {"rate": rate}, t0=series.times[:, 0], event_dims={"rate": 0}, rtol=1e-9)
+            law = Categorical(3)(torch.cat([z, torch.zeros_like(z), -z], -1))
+            lde.observe("obs", law, series if times is None and series.values is not None else None)
+
+    def sure(series, times=None):
+        with lde.series_plate(series):
+            pyro.sample("z0", dist.Delta(STARTS[:, None], event_dim=1))
+            pyro.sample("rate", dist.Delta(RATES))
+
+    times = torch.linspace(0.0, 2.0, 5).double()
+    seen = lde.Series.from_tensors(times, torch.zeros(3, 5, 1).double())
+    forecast = make_fit(sure, classes).forecast(seen, times, num_samples=400)
+    z = curve(times)
+    right = torch.stack([z, torch.zeros_like(z), -z], -1).softmax(-1)
+    assert forecast.means.shape == (400, 3, 5, 1, 3)
+    assert_close(forecast.mean, right, rtol=0, atol=1e-6)
+    assert set(forecast.values.unique().tolist()) <= {0.0, 1.0, 2.0}
+    truth = torch.ones(3, 5, 1).double()
+    truth[:, 0] = 0.0
+    found = forecast.scores(truth)
+    came = torch.nn.functional.one_hot(truth.long(), 3)
+    assert found["accuracy"] == pytest.approx(1 / 5)  # the first class is always the most probable one
+    assert found["brier"] == pytest.approx(float(((right - came) ** 2).sum(-1).mean()), abs=1e-6)
