@@ -131,10 +131,11 @@ def _limit(ax: Axes, steps: np.ndarray, curves: list[np.ndarray]) -> None:
     if everything.max() - everything.min() <= 2.0 * (high - low):
         return
     ax.set_ylim(low, high)
-    beyond = {"↓": (everything.min(), everything.min() < low), "↑": (everything.max(), everything.max() > high)}
-    notes = [f"{arrow} {far:.3g}" for arrow, (far, outside) in beyond.items() if outside]
-    # above the axes: inside, it would lie on the curves
-    ax.set_title("  ".join(notes), loc="left", fontsize=8, color=INK)
+    # above the axes, at both sides of the title: inside, notes would lie on the curves
+    if everything.min() < low:
+        ax.set_title(f"↓ {everything.min():.3g}", loc="left", fontsize=8, color=INK)
+    if everything.max() > high:
+        ax.set_title(f"↑ {everything.max():.3g}", loc="right", fontsize=8, color=INK)
 
 
 def _rate_axis(ax: Axes, rates: pd.Series) -> None:

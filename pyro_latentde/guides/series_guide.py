@@ -40,6 +40,7 @@ class SeriesGuide(PyroModule):
             and its event shape matter.
         encoders: one series encoder for all sites, or one per site name (see :mod:`pyro_latentde.nn`).
         frames: network of one time's values, (..., D) -> (..., F), before the encoders; None gives them the values.
+            Missing values are 0 in it; one with the attribute ``reads_mask = True`` is given the mask as well.
         head: ``"normal"``, ``"full_rank"``, ``"flow"`` (needs zuko), or a function (in_features, size) -> module.
         structured: whether later sites see the draws of earlier ones.
         shared: guide of the sites outside the plate of series, such as one of Pyro's AutoGuides.
@@ -189,7 +190,10 @@ class SeriesGuide(PyroModule):
         if series.complete:
             features = self.frames(series.values)
             return times, features, torch.ones_like(features, dtype=torch.bool)
-        features = self.frames(series.values * series.mask)
+        values = series.values * series.mask
+        features = (
+            self.frames(values, series.mask) if getattr(self.frames, "reads_mask", False) else self.frames(values)
+        )
         return times, features, series.mask.any(-1, keepdim=True).expand_as(features)
 
 

@@ -13,7 +13,7 @@ from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.systems import stuart_landau
-from pyro_latentde.nn import ResidualMLP, Standardized
+from pyro_latentde.nn import LeastSquares, linear_decoder
 from pyro_latentde.train.recipe import Config, Recipe, Split
 
 __all__ = ["RECIPES"]
@@ -37,17 +37,17 @@ def _data(config: Config, seed: int) -> Split:
 def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
     def make(split: Split) -> nn.Module:
         priors = stuart_landau.priors()
-        frames = ResidualMLP(stuart_landau.OBSERVABLES, 64, 100, output="relu")
+        decoder = linear_decoder(split.train, len(stuart_landau.STATES), stuart_landau.START_SD)
         return GOKU(
             stuart_landau.vector_field,
             priors["z0"],
             priors["theta"],
             values=stuart_landau.OBSERVABLES,
-            decoder=nn.Linear(len(stuart_landau.STATES), stuart_landau.OBSERVABLES),
+            decoder=decoder,
             likelihood=Gaussian(sd="learned", start=0.3),
             states=stuart_landau.STATES,
             shooting=shooting,
-            guide={"frames": Standardized.of(split.train, frames), "hidden": 64},
+            guide={"frames": LeastSquares(decoder), "hidden": 32},
         )
 
     return make
@@ -67,7 +67,7 @@ RECIPES = {
         QUICK,
         FULL,
         _data,
-        _goku(Shooting(10, 0.05)),
+        _goku(Shooting(10, 0.02)),
         OBSERVED,
     ),
 }

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear decoder, read backwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_latentde.data.series import Series
+from pyro_latentde.errors import LatentDEError
+
+__all__ = ["LeastSquares", "linear_decoder"]
+
+_RIDGE = 1e-6  # as a part of the mean eigenvalue: fewer values than states at a time have a solution, too
+
+
+class LeastSquares(nn.Module):
+    r"""The states that a linear decoder :math:`x = W z + b` would need for the values of one time,
+
+    .. math:: z = (W^\top M W)^{-1} W^\top M (x - b)
+
+    with M the diagonal matrix of what is observed. For normal errors of one sd this is all that the values of a time
+    say about its state (a sufficient statistic). A guide that reads it has no network of frames to learn, and follows
+    the decoder: when the decoder mixes states in another way, so does what the guide reads, and the ELBO's gradient
+    is that of the dynamics alone. With a network of its own, guide and decoder have to move together, which takes
+    them tens of thousands of steps where many values mix few states.
+
+    It has no parameters: those of the decoder belong to the model.
+
+    Args:
+        decoder: of a model, S states to D values.
+
+    Raises:
+        LatentDEError: fewer values than states, which then are not determined.
+
+    Example:
+        >>> import torch
+        >>> from pyro_latentde.nn import LeastSquares
+        >>> decoder = torch.nn.Linear(6, 784)
+        >>> z = torch.randn(8, 10, 6)
+        >>> bool((LeastSquares(decoder)(decoder(z)) - z).abs().max() < 1e-3)
+        True
+    """
+
+    reads_mask = True
+
+    def __init__(self, decoder: nn.Linear) -> None:
+        super().__init__()
+        if decoder.out_features < decoder.in_features:
+            raise LatentDEError(
+                f"LeastSquares: {decoder.out_features} values do not determine {decoder.in_features} states; give the "
+                "guide a network of frames, or none"
+            )
+        self._decoder = (decoder,)  # in a tuple, so that its parameters are not the guide's
+        self.in_features, self.out_features = decoder.out_features, decoder.in_features
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Values (..., D), True where observed (..., D) or None for all -> states (..., S)."""
+        (decoder,) = self._decoder
+        w = decoder.weight
+        x = x if decoder.bias is None else x - decoder.bias
+        square = w.T @ w
+        ridge = _RIDGE * square.diagonal().mean() * torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+        if mask is None:
+            return torch.linalg.solve(square + ridge, (x @ w).unsqueeze(-1)).squeeze(-1)
+        seen = mask.to(w.dtype)
+        squares = torch.einsum("...d,di,dj->...ij", seen, w, w)
+        return torch.linalg.solve(squares + ridge, ((seen * x) @ w).unsqueeze(-1)).squeeze(-1)
+
+
+def linear_decoder(series: Series, states: int, sd: float = 1.0) -> nn.Linear:
+    """A linear decoder that begins at the principal components of the values.
+
+    Its bias is the mean, its columns are scaled so that states of this sd explain what varies most.
+
+    Args:
+        series: what the model is trained on; missing values count as the mean.
+        states: how many states S there are.
+        sd: of a state.
+
+    Raises:
+        LatentDEError: the values vary in fewer than S directions.
+
+    Example:
+        >>> import torch
+        >>> from pyro_latentde import Series
+        >>> from pyro_latentde.nn import linear_decoder
+        >>> linear_decoder(Series.from_tensors(torch.arange(20.0), torch.randn(5, 20, 40)), 6)
+        Linear(in_features=6, out_features=40, bias=True)
+    """
+    mean = series.mean_values()
+    centered = torch.where(series.mask, series.values - mean, 0).flatten(0, 1).double()
+    spread, directions = torch.linalg.eigh(centered.T @ centered / len(centered))
+    size = spread.shape[0]
+    if size < states or not spread[size - states] > 1e-10 * spread[-1]:
+        raise LatentDEError(f"linear_decoder: the values vary in fewer than {states} directions")
+    decoder = nn.Linear(states, size)
+    with torch.no_grad():
+        decoder.weight.copy_(directions[:, -states:] * spread[-states:].sqrt() / sd)
+        decoder.bias.copy_(mean)
+    return decoder
