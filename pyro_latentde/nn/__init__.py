@@ -8,6 +8,7 @@ from pyro_latentde.nn.gru_d import GRUDEncoder
 from pyro_latentde.nn.least_squares import LeastSquares, linear_decoder
 from pyro_latentde.nn.mlp import MLP, ResidualMLP, start_at
 from pyro_latentde.nn.ode_rnn import ODERNNEncoder
+from pyro_latentde.nn.pooling import StatisticsPooling
 from pyro_latentde.nn.recurrent import RecurrentEncoder
 from pyro_latentde.nn.select import Select
 from pyro_latentde.nn.standardized import Standardized
@@ -25,6 +26,7 @@ __all__ = [
     "ResidualMLP",
     "Select",
     "Standardized",
+    "StatisticsPooling",
     "linear_decoder",
     "start_at",
 ]

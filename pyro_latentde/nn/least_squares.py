@@ -29,6 +29,7 @@ class LeastSquares(nn.Module):
 
     Args:
         decoder: of a model, S states to D values.
+        unit: of the states that are returned, such as their prior's sd: encoders like numbers of order one.
 
     Raises:
         LatentDEError: fewer values than states, which then are not determined.
@@ -44,13 +45,14 @@ class LeastSquares(nn.Module):
 
     reads_mask = True
 
-    def __init__(self, decoder: nn.Linear) -> None:
+    def __init__(self, decoder: nn.Linear, unit: float = 1.0) -> None:
         super().__init__()
         if decoder.out_features < decoder.in_features:
             raise LatentDEError(
                 f"LeastSquares: {decoder.out_features} values do not determine {decoder.in_features} states; give the "
                 "guide a network of frames, or none"
             )
+        self.unit = float(unit)
         self._decoder = (decoder,)  # in a tuple, so that its parameters are not the guide's
         self.in_features, self.out_features = decoder.out_features, decoder.in_features
 
@@ -62,10 +64,10 @@ class LeastSquares(nn.Module):
         square = w.T @ w
         ridge = _RIDGE * square.diagonal().mean() * torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
         if mask is None:
-            return torch.linalg.solve(square + ridge, (x @ w).unsqueeze(-1)).squeeze(-1)
+            return torch.linalg.solve(square + ridge, (x @ w).unsqueeze(-1)).squeeze(-1) / self.unit
         seen = mask.to(w.dtype)
         squares = torch.einsum("...d,di,dj->...ij", seen, w, w)
-        return torch.linalg.solve(squares + ridge, ((seen * x) @ w).unsqueeze(-1)).squeeze(-1)
+        return torch.linalg.solve(squares + ridge, ((seen * x) @ w).unsqueeze(-1)).squeeze(-1) / self.unit
 
 
 def linear_decoder(series: Series, states: int, sd: float = 1.0) -> nn.Linear:

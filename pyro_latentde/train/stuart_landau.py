@@ -9,11 +9,12 @@ from dataclasses import replace
 from torch import nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.guides.heads import FullRankHead
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.systems import stuart_landau
-from pyro_latentde.nn import LeastSquares, linear_decoder
+from pyro_latentde.nn import LeastSquares, RecurrentEncoder, StatisticsPooling, linear_decoder
 from pyro_latentde.train.recipe import Config, Recipe, Split
 
 __all__ = ["RECIPES"]
@@ -34,9 +35,14 @@ def _data(config: Config, seed: int) -> Split:
     return replace(split, train=split.train.window(0, OBSERVED), heldout=split.heldout.window(0, OBSERVED))
 
 
+def _head(in_features: int, size: int) -> nn.Module:
+    return FullRankHead(in_features, size, sd=0.3, normalize=True)
+
+
 def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
     def make(split: Split) -> nn.Module:
         priors = stuart_landau.priors()
+        encoder = StatisticsPooling(RecurrentEncoder(len(stuart_landau.STATES), 48, cell="lstm", bidirectional=True))
         decoder = linear_decoder(split.train, len(stuart_landau.STATES), stuart_landau.START_SD)
         return GOKU(
             stuart_landau.vector_field,
@@ -47,7 +53,7 @@ def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
             likelihood=Gaussian(sd="learned", start=0.3),
             states=stuart_landau.STATES,
             shooting=shooting,
-            guide={"frames": LeastSquares(decoder), "hidden": 32},
+            guide={"frames": LeastSquares(decoder, stuart_landau.START_SD), "encoders": encoder, "head": _head},
         )
 
     return make
