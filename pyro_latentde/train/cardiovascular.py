@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
+from pyro_latentde.guides.heads import FullRankHead
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU, LatentODE
 from pyro_latentde.models.systems import cardiovascular
-from pyro_latentde.nn import MLP, Standardized
+from pyro_latentde.nn import MLP, RecurrentEncoder, Standardized, StatisticsPooling
 from pyro_latentde.train.recipe import Config, Recipe, Split
 
 __all__ = ["RECIPES"]
@@ -58,6 +59,8 @@ def _start() -> dist.Distribution:
 
 
 def _goku(split: Split) -> nn.Module:
+    recurrent = RecurrentEncoder(16, 32, cell="lstm", bidirectional=True, time_scale=TIME_SCALE)
+    encoder = StatisticsPooling(recurrent)  # what is hidden acts at all times
     return GOKU(
         cardiovascular.vector_field,
         _start(),
@@ -66,12 +69,16 @@ def _goku(split: Split) -> nn.Module:
         decoder=_Pressures(),
         likelihood=Gaussian(sd="learned", start=0.1),
         states=cardiovascular.STATES,
-        guide={"frames": _frames(split), "hidden": 32, "time_scale": TIME_SCALE},
+        guide={"frames": _frames(split), "encoders": encoder, "head": _head},
     )
 
 
 def _frames(split: Split) -> nn.Module:
     return Standardized.of(split.train, MLP(3, 16, hidden=(32,), output="relu"))
+
+
+def _head(in_features: int, size: int) -> nn.Module:
+    return FullRankHead(in_features, size, normalize=True)
 
 
 def _latent_ode(split: Split) -> nn.Module:
