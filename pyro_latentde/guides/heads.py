@@ -35,8 +35,6 @@ class NormalHead(nn.Module):
         size: number P of values.
         hidden: widths of ReLU layers before the output; none by default, since the encoder is a network already.
         sd: standard deviation at the start, in unconstrained units.
-        normalize: begin with a layer normalization of the context. What a recurrent network says of a series is at
-            first a tenth of its output or less, and a head may wait a thousand steps before it hears it.
 
     Raises:
         ShapeError: a context of another length.
@@ -49,9 +47,7 @@ class NormalHead(nn.Module):
         (torch.Size([5]), torch.Size([3]), tensor([0.1000, 0.1000, 0.1000], grad_fn=<SelectBackward0>))
     """
 
-    def __init__(
-        self, in_features: int, size: int, hidden: Sequence[int] = (), *, sd: float = 0.1, normalize: bool = False
-    ) -> None:
+    def __init__(self, in_features: int, size: int, hidden: Sequence[int] = (), *, sd: float = 0.1) -> None:
         super().__init__()
         if not sd > _LEAST_SD:
             raise LatentDEError(
@@ -60,7 +56,7 @@ class NormalHead(nn.Module):
         widths = [in_features, *hidden]
         layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
         self.in_features, self.size, self.width = in_features, size, widths[-1]
-        self.body = nn.Sequential(*([nn.LayerNorm(in_features)] if normalize else []), *layers)
+        self.body = nn.Sequential(*layers)
         self.loc = nn.Linear(self.width, size)
         self.scale = _constant_linear(self.width, size, _inverse_softplus(sd - _LEAST_SD))
 
@@ -92,8 +88,6 @@ class FullRankHead(NormalHead):
         size: number P of values.
         hidden: widths of ReLU layers before the output.
         sd: standard deviation at the start, in unconstrained units.
-        normalize: begin with a layer normalization of the context. What a recurrent network says of a series is at
-            first a tenth of its output or less, and a head may wait a thousand steps before it hears it.
 
     Example:
         >>> import torch
@@ -103,10 +97,8 @@ class FullRankHead(NormalHead):
         (torch.Size([5, 3, 3]), torch.Size([3]))
     """
 
-    def __init__(
-        self, in_features: int, size: int, hidden: Sequence[int] = (), *, sd: float = 0.1, normalize: bool = False
-    ) -> None:
-        super().__init__(in_features, size, hidden, sd=sd, normalize=normalize)
+    def __init__(self, in_features: int, size: int, hidden: Sequence[int] = (), *, sd: float = 0.1) -> None:
+        super().__init__(in_features, size, hidden, sd=sd)
         self.below = _constant_linear(self.width, size * (size - 1) // 2, 0.0) if size > 1 else None
         place = torch.zeros(size * (size - 1) // 2, size, size)
         row, column = torch.tril_indices(size, size, -1)
@@ -136,8 +128,6 @@ class FlowHead(NormalHead):
         size: number P of values.
         hidden: widths of ReLU layers before the output.
         sd: standard deviation at the start, in unconstrained units.
-        normalize: begin with a layer normalization of the context. What a recurrent network says of a series is at
-            first a tenth of its output or less, and a head may wait a thousand steps before it hears it.
         kind: ``"nsf"``, rational-quadratic splines within five standard deviations; or ``"maf"``, affine.
         transforms: number of autoregressive transforms, in alternating order.
         units: widths of the networks in each transform.
@@ -164,12 +154,11 @@ class FlowHead(NormalHead):
         hidden: Sequence[int] = (),
         *,
         sd: float = 0.1,
-        normalize: bool = False,
         kind: str = "nsf",
         transforms: int = 2,
         units: Sequence[int] = (64, 64),
     ) -> None:
-        super().__init__(in_features, size, hidden, sd=sd, normalize=normalize)
+        super().__init__(in_features, size, hidden, sd=sd)
         try:
             from zuko import flows
         except ImportError as error:

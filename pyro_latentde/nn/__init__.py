@@ -5,7 +5,7 @@ from pyro_latentde.nn.attention import AttentionEncoder
 from pyro_latentde.nn.conv import ConvDecoder, ConvEncoder
 from pyro_latentde.nn.frames import FrameWise
 from pyro_latentde.nn.gru_d import GRUDEncoder
-from pyro_latentde.nn.least_squares import LeastSquares, linear_decoder
+from pyro_latentde.nn.least_squares import LeastSquares, PrincipalDecoder
 from pyro_latentde.nn.mlp import MLP, ResidualMLP, start_at
 from pyro_latentde.nn.ode_rnn import ODERNNEncoder
 from pyro_latentde.nn.pooling import StatisticsPooling
@@ -21,12 +21,12 @@ __all__ = [
     "FrameWise",
     "GRUDEncoder",
     "LeastSquares",
+    "PrincipalDecoder",
     "ODERNNEncoder",
     "RecurrentEncoder",
     "ResidualMLP",
     "Select",
     "Standardized",
     "StatisticsPooling",
-    "linear_decoder",
     "start_at",
 ]

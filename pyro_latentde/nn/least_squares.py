@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import LatentDEError
 
-__all__ = ["LeastSquares", "linear_decoder"]
+__all__ = ["LeastSquares", "PrincipalDecoder"]
 
 _RIDGE = 1e-6  # as a part of the mean eigenvalue: fewer values than states at a time have a solution, too
+_PACE = 3.0  # Adam moves each parameter by about the learning rate, and a mixture has far to go
 
 
 class LeastSquares(nn.Module):
@@ -45,7 +46,7 @@ class LeastSquares(nn.Module):
 
     reads_mask = True
 
-    def __init__(self, decoder: nn.Linear, unit: float = 1.0) -> None:
+    def __init__(self, decoder: nn.Linear | PrincipalDecoder, unit: float = 1.0) -> None:
         super().__init__()
         if decoder.out_features < decoder.in_features:
             raise LatentDEError(
@@ -70,34 +71,66 @@ class LeastSquares(nn.Module):
         return torch.linalg.solve(squares + ridge, ((seen * x) @ w).unsqueeze(-1)).squeeze(-1) / self.unit
 
 
-def linear_decoder(series: Series, states: int, sd: float = 1.0) -> nn.Linear:
-    """A linear decoder that begins at the principal components of the values.
+class PrincipalDecoder(nn.Module):
+    r"""A linear decoder into the space of the principal components of the values,
 
-    Its bias is the mean, its columns are scaled so that states of this sd explain what varies most.
+    .. math:: x = \bar x + P M z
+
+    with the mean and the first S directions P of the data as constants, and M (S, S) learned, the identity at first. P
+    is scaled so that independent states of the given sd explain the values; what is left to learn is which mixture of
+    components a state is. With one weight for each value and state, each of them would move with noise of its own,
+    and states that look alike, such as those of several oscillators, would take ten times as long to come apart.
 
     Args:
-        series: what the model is trained on; missing values count as the mean.
-        states: how many states S there are.
-        sd: of a state.
-
-    Raises:
-        LatentDEError: the values vary in fewer than S directions.
+        mean: (D,).
+        basis: P, (D, S).
 
     Example:
         >>> import torch
         >>> from pyro_latentde import Series
-        >>> from pyro_latentde.nn import linear_decoder
-        >>> linear_decoder(Series.from_tensors(torch.arange(20.0), torch.randn(5, 20, 40)), 6)
-        Linear(in_features=6, out_features=40, bias=True)
+        >>> from pyro_latentde.nn import PrincipalDecoder
+        >>> series = Series.from_tensors(torch.arange(20.0), torch.randn(5, 20, 40))
+        >>> PrincipalDecoder.of(series, 6)(torch.zeros(3, 6)).shape
+        torch.Size([3, 40])
     """
-    mean = series.mean_values()
-    centered = torch.where(series.mask, series.values - mean, 0).flatten(0, 1).double()
-    spread, directions = torch.linalg.eigh(centered.T @ centered / len(centered))
-    size = spread.shape[0]
-    if size < states or not spread[size - states] > 1e-10 * spread[-1]:
-        raise LatentDEError(f"linear_decoder: the values vary in fewer than {states} directions")
-    decoder = nn.Linear(states, size)
-    with torch.no_grad():
-        decoder.weight.copy_(directions[:, -states:] * spread[-states:].sqrt() / sd)
-        decoder.bias.copy_(mean)
-    return decoder
+
+    def __init__(self, mean: Tensor, basis: Tensor) -> None:
+        super().__init__()
+        self.out_features, self.in_features = basis.shape
+        self.register_buffer("bias", mean)
+        self.register_buffer("basis", basis)
+        self.slow_mix = nn.Parameter(torch.eye(self.in_features, dtype=basis.dtype) / _PACE)
+
+    @classmethod
+    def of(cls, series: Series, states: int, sd: float = 1.0) -> PrincipalDecoder:
+        """From the components of series.
+
+        Args:
+            series: what the model is trained on; missing values count as the mean.
+            states: how many states S there are.
+            sd: of a state.
+
+        Raises:
+            LatentDEError: the values vary in fewer than S directions.
+        """
+        mean = series.mean_values()
+        centered = torch.where(series.mask, series.values - mean, 0).flatten(0, 1).double()
+        spread, directions = torch.linalg.eigh(centered.T @ centered / len(centered))
+        size = spread.shape[0]
+        if size < states or not spread[size - states] > 1e-10 * spread[-1]:
+            raise LatentDEError(f"PrincipalDecoder: the values vary in fewer than {states} directions")
+        return cls(mean, (directions[:, -states:] * spread[-states:].sqrt() / sd).to(mean))
+
+    def start(self, mix: Tensor) -> None:
+        """Begin at another mixture M, (S, S)."""
+        with torch.no_grad():
+            self.slow_mix.copy_(mix / _PACE)
+
+    @property
+    def weight(self) -> Tensor:
+        """P M, (D, S)."""
+        return self.basis @ (_PACE * self.slow_mix)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """States (..., S) -> values (..., D)."""
+        return nn.functional.linear(z, self.weight, self.bias)

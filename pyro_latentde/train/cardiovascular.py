@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_latentde.distributions.likelihoods import Gaussian
-from pyro_latentde.guides.heads import FullRankHead
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU, LatentODE
 from pyro_latentde.models.systems import cardiovascular
@@ -69,16 +68,12 @@ def _goku(split: Split) -> nn.Module:
         decoder=_Pressures(),
         likelihood=Gaussian(sd="learned", start=0.1),
         states=cardiovascular.STATES,
-        guide={"frames": _frames(split), "encoders": encoder, "head": _head},
+        guide={"frames": _frames(split), "encoders": encoder},
     )
 
 
 def _frames(split: Split) -> nn.Module:
     return Standardized.of(split.train, MLP(3, 16, hidden=(32,), output="relu"))
-
-
-def _head(in_features: int, size: int) -> nn.Module:
-    return FullRankHead(in_features, size, normalize=True)
 
 
 def _latent_ode(split: Split) -> nn.Module:

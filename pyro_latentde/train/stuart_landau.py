@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import nn
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.distributions.likelihoods import Gaussian
-from pyro_latentde.guides.heads import FullRankHead
 from pyro_latentde.infer import schedules
 from pyro_latentde.models import GOKU
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.systems import stuart_landau
-from pyro_latentde.nn import LeastSquares, RecurrentEncoder, StatisticsPooling, linear_decoder
+from pyro_latentde.nn import LeastSquares, PrincipalDecoder, RecurrentEncoder, StatisticsPooling
 from pyro_latentde.train.recipe import Config, Recipe, Split
 
 __all__ = ["RECIPES"]
@@ -24,10 +26,10 @@ OBSERVED = 46
 
 def _config(test: int, steps: int, sleep: int) -> Config:
     rate = schedules.warmup(100, schedules.cosine(2e-3, 2e-5, steps))
-    return Config(600, 60, test, steps, 64, schedules.progressive(6, OBSERVED, steps // 2), rate, sleep)
+    return Config(600, 60, test, steps, 64, OBSERVED, rate, sleep)
 
 
-QUICK, FULL = _config(100, 1500, 1500), _config(200, 5000, 4000)
+QUICK, FULL = _config(100, 4000, 0), _config(200, 12_000, 0)
 
 
 def _data(config: Config, seed: int) -> Split:
@@ -35,15 +37,29 @@ def _data(config: Config, seed: int) -> Split:
     return replace(split, train=split.train.window(0, OBSERVED), heldout=split.heldout.window(0, OBSERVED))
 
 
-def _head(in_features: int, size: int) -> nn.Module:
-    return FullRankHead(in_features, size, sd=0.3, normalize=True)
+def _turning(decoder: PrincipalDecoder, series: Series) -> PrincipalDecoder:
+    """Begin at planes in which the values turn as the oscillators do, x towards y.
+
+    No decoder can be turned into its mirror image but through one that loses a state: begun at random, training ends
+    there every second time. The planes are those of the skew-symmetric part of the linear map from states to their
+    differences (jPCA: Churchland, M. et al. (2012). Neural population dynamics during reaching. Nature 487).
+    """
+    z = LeastSquares(decoder)(series.values).detach().double()
+    now, change = z[:, :-1].flatten(0, 1), z.diff(dim=1).flatten(0, 1)
+    slope = torch.linalg.lstsq(now, change).solution.T  # change = slope now
+    turn, planes = torch.linalg.eigh(-0.5j * (slope - slope.T))
+    planes = planes[:, turn > 0] * math.sqrt(2.0)
+    decoder.start(torch.cat([planes.imag, planes.real], dim=1))
+    return decoder
 
 
 def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
     def make(split: Split) -> nn.Module:
         priors = stuart_landau.priors()
         encoder = StatisticsPooling(RecurrentEncoder(len(stuart_landau.STATES), 48, cell="lstm", bidirectional=True))
-        decoder = linear_decoder(split.train, len(stuart_landau.STATES), stuart_landau.START_SD)
+        decoder = _turning(
+            PrincipalDecoder.of(split.train, len(stuart_landau.STATES), stuart_landau.START_SD), split.train
+        )
         return GOKU(
             stuart_landau.vector_field,
             priors["z0"],
@@ -53,7 +69,7 @@ def _goku(shooting: Shooting | None) -> Callable[[Split], nn.Module]:
             likelihood=Gaussian(sd="learned", start=0.3),
             states=stuart_landau.STATES,
             shooting=shooting,
-            guide={"frames": LeastSquares(decoder, stuart_landau.START_SD), "encoders": encoder, "head": _head},
+            guide={"frames": LeastSquares(decoder, stuart_landau.START_SD), "encoders": encoder},
         )
 
     return make

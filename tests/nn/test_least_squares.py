@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from pyro_latentde import Series
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.guides.series_guide import SeriesGuide
-from pyro_latentde.nn import LeastSquares, RecurrentEncoder, linear_decoder
+from pyro_latentde.nn import LeastSquares, PrincipalDecoder, RecurrentEncoder
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_it_begins_at_principal_components_of_the_spread_that_states_have():
     states = 0.2 * torch.randn(50, 40, 3, generator=rng, dtype=torch.float64)
     lift = torch.rand(3, 30, generator=rng, dtype=torch.float64)
     series = Series.from_tensors(torch.arange(40.0), states @ lift + 5.0, dtype=torch.float64)
-    decoder = linear_decoder(series, 3, sd=0.2).double()
+    decoder = PrincipalDecoder.of(series, 3, sd=0.2).double()
     found = LeastSquares(decoder)(series.values).flatten(0, 1)
     assert_close(torch.cov(found.T), 0.04 * torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-3)
     assert_close(decoder(found).view_as(series.values), series.values, rtol=0, atol=1e-4)
@@ -88,4 +88,4 @@ def test_too_few_values_or_directions_are_refused():
         LeastSquares(nn.Linear(6, 4))
     flat = Series.from_tensors(torch.arange(5.0), torch.randn(3, 5, 1).expand(-1, -1, 8))
     with pytest.raises(LatentDEError, match="fewer than 2 directions"):
-        linear_decoder(flat, 2)
+        PrincipalDecoder.of(flat, 2)
