@@ -34,7 +34,7 @@ QUICK, FULL = _config(100, 4000, 0), _config(200, 12_000, 0)
 
 def _data(config: Config, seed: int) -> Split:
     split = Split.of(stuart_landau.simulate(config.num_series, 4000 + seed), config)
-    return replace(split, train=split.train.window(0, OBSERVED), heldout=split.heldout.window(0, OBSERVED))
+    return replace(split, heldout=split.heldout.window(0, OBSERVED))
 
 
 def _turning(decoder: PrincipalDecoder, series: Series) -> PrincipalDecoder:
