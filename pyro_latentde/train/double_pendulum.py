@@ -11,6 +11,7 @@ from torch import nn
 
 from pyro_latentde.models import GOKU
 from pyro_latentde.models.systems import double_pendulum_pixels as pendulum
+from pyro_latentde.nn import RecurrentEncoder, StatisticsPooling
 from pyro_latentde.train.recipe import Recipe, Split
 from pyro_latentde.train.videos import (
     OBSERVED,
@@ -30,6 +31,7 @@ QUICK, FULL = video_config(450, 1200), video_config(405, 4500)
 
 
 def _goku(split: Split) -> nn.Module:
+    encoder = StatisticsPooling(RecurrentEncoder(32, 32, cell="lstm", bidirectional=True))
     # angles (rad) and rates (rad/s) at any moment of the swing
     start = dist.Normal(torch.zeros(4), torch.tensor([0.3, 0.5, 0.6, 1.1])).to_event(1)
     return GOKU(
@@ -42,7 +44,7 @@ def _goku(split: Split) -> nn.Module:
         visible=pendulum.STATES[:2],
         width=WIDTH,
         likelihood=pixels(),
-        guide={"hidden": 32, "head": narrow_head},
+        guide={"encoders": encoder, "head": narrow_head},
     )
 
 
