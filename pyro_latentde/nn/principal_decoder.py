@@ -21,8 +21,7 @@ class PrincipalDecoder(nn.Module):
 
     with the mean and the first S directions P of the data as constants, and M (S, S) learned, the identity at first. P
     is scaled so that independent states of the given sd explain the values; what is left to learn is which mixture of
-    components a state is. With one weight for each value and state, each of them would move with noise of its own,
-    and states that look alike, such as those of several oscillators, would take ten times as long to come apart.
+    components a state is: S x S numbers in place of D x S, and no direction in which there is nothing but noise.
 
     Args:
         mean: (D,).
