@@ -24,8 +24,8 @@ class StatisticsPooling(SeriesEncoder):
     a differential equation act at all times, and what they do can be told from any few of them. Of three oscillators
     at a time, frequencies correlated by .7 to .8 with the truth after 800 steps, and without averages by 0 after 1500.
 
-    What a recurrent network says about a series is at first a tenth of its output or less, and heads would wait a
-    thousand steps before they hear it; hence the normalization. The values are not normalized: where they are states
+    What a recurrent network says about a series is at first a small part of its output, and heads hear it late; hence
+    the normalization. The values are not normalized: where they are states
     in disguise (see :class:`.LeastSquares`), the initial state is read off them.
 
     Args:

@@ -27,6 +27,10 @@ class PrincipalDecoder(nn.Module):
         mean: (D,).
         basis: P, (D, S).
 
+    References:
+        Hotelling, H. (1933). Analysis of a complex of statistical variables into principal components. Journal of
+        Educational Psychology 24, 417-441.
+
     Example:
         >>> import torch
         >>> from pyro_latentde import Series
@@ -60,7 +64,7 @@ class PrincipalDecoder(nn.Module):
         spread, directions = torch.linalg.eigh(centered.T @ centered / len(centered))
         size = spread.shape[0]
         if size < states or not spread[size - states] > 1e-10 * spread[-1]:
-            raise LatentDEError(f"PrincipalDecoder: the values vary in fewer than {states} directions")
+            raise LatentDEError(f"PrincipalDecoder: the values vary in fewer than {states} directions; take fewer states")
         return cls(mean, (directions[:, -states:] * spread[-states:].sqrt() / sd).to(mean))
 
     def start(self, mix: Tensor) -> None:

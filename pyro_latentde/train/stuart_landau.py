@@ -41,8 +41,8 @@ def _data(config: Config, seed: int) -> Split:
 def _turning(decoder: PrincipalDecoder, series: Series) -> PrincipalDecoder:
     """Begin at planes in which the values turn as the oscillators do, x towards y.
 
-    No decoder can be turned into its mirror image but through one that loses a state: begun at random, training ends
-    there every second time. The planes are those of the skew-symmetric part of the linear map from states to their
+    No decoder can be turned into its mirror image but through one that loses a state: begun with the wrong one,
+    training ended there. The planes are those of the skew-symmetric part of the linear map from states to their
     differences (jPCA: Churchland, M. et al. (2012). Neural population dynamics during reaching. Nature 487).
     """
     z = LeastSquares(decoder)(series.values).detach().double()
