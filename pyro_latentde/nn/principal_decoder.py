@@ -64,7 +64,7 @@ class PrincipalDecoder(nn.Module):
         spread, directions = torch.linalg.eigh(centered.T @ centered / len(centered))
         size = spread.shape[0]
         if size < states or not spread[size - states] > 1e-10 * spread[-1]:
-            raise LatentDEError(f"PrincipalDecoder: the values vary in fewer than {states} directions; take fewer states")
+            raise LatentDEError(f"PrincipalDecoder: the values vary in fewer than {states} directions; take fewer")
         return cls(mean, (directions[:, -states:] * spread[-states:].sqrt() / sd).to(mean))
 
     def start(self, mix: Tensor) -> None:
