@@ -126,6 +126,27 @@ def test_optimizers(choice):
     assert (fit.posterior(2)["b"][0, 0] - exact()[0]).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])
+def test_optimizers_move_as_torchs_plain_loops_do(name):
+    start, scales = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1e-3, 1.0, 1e3])
+    mine, plain = ([start[:2].clone().requires_grad_(), start[2:].clone().requires_grad_()] for _ in range(2))
+    classes = {cls.__name__.lower(): cls for cls in vars(torch.optim).values() if isinstance(cls, type)}
+    steps = make_optimizer(name, 0.01)(mine), classes[name](plain, lr=0.01, foreach=False)
+    for _ in range(20):
+        for params, optimizer in zip((mine, plain), steps, strict=True):
+            for param in params:
+                param.grad = (param.detach() * scales).cos()
+            optimizer.step()
+    for a, b in zip(mine, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert (mine[0] - start[:2]).abs().max() > 0.05
+
+
+def test_parameters_without_a_fused_kernel_are_optimised_too():
+    on_no_device = torch.zeros(3, device="meta", requires_grad=True)
+    assert not make_optimizer("adam", 0.1)([on_no_device]).param_groups[0]["fused"]
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match="adamm"):
         make_optimizer("adamm", 0.1)
