@@ -18,7 +18,7 @@ from pyro_latentde.models.latents import Latent, Prior
 from pyro_latentde.models.series_model import SeriesModel, state_size
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.unknown import Hybrid
-from pyro_latentde.nn import RecurrentEncoder, ResidualMLP, Select, Standardized, start_at
+from pyro_latentde.nn import LearnedUnit, RecurrentEncoder, ResidualMLP, Select, Standardized, start_at
 
 __all__ = ["GOKU", "Guide", "Model"]
 
@@ -91,6 +91,7 @@ class Guide(SeriesGuide):
         structured: whether theta's posterior depends on the draw of z0.
         time_scale: unit of time for the default encoders.
         covariates: number of the series' covariates.
+        unit: the decoder's :class:`.LearnedUnit`, in which the guide then measures the states, too.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Guide(SeriesGuide):
         structured: bool = True,
         time_scale: float = 1.0,
         covariates: int = 0,
+        unit: LearnedUnit | None = None,
     ) -> None:
         if frames is None:
             frames = ResidualMLP(_count(values), 32, width, output="relu")
@@ -128,6 +130,7 @@ class Guide(SeriesGuide):
             shared=shared_guide(model),
             stations={} if model.shooting is None else {"shots": model.shooting.stations},
             covariates=covariates,
+            units={} if unit is None else {name: unit for name in ("z0", "shots") if name in priors},
         )
 
 
@@ -143,6 +146,9 @@ class GOKU(nn.Module):
         visible: names of the states that an observation shows, such as angles but not their rates, for the default
             decoder; all by default.
         decoder: network (..., S) -> (..., D); by default the published residual network with a sigmoid, for pixels.
+        learn_unit: whether the default decoder and the guide share one learned unit of the states, as a nonlinear field
+            determines it, see :class:`.LearnedUnit`; without, the size of unseen states is found slowly, if at all. Of
+            your own decoder, make ``d = nn.LearnedUnit(net)`` and give ``decoder=d, guide={"unit": d}``.
         width: of the default networks.
         likelihood: by default normal with one learned sd.
         guide: keywords of :class:`Guide`.
@@ -173,6 +179,7 @@ class GOKU(nn.Module):
         values: int | Series,
         visible: Sequence[str] | None = None,
         decoder: nn.Module | None = None,
+        learn_unit: bool = False,
         width: int = 200,
         likelihood: Callable[[Tensor], dist.Distribution] | None = None,
         guide: Mapping[str, Any] | None = None,
@@ -182,12 +189,15 @@ class GOKU(nn.Module):
         super().__init__()
         z0 = z0 if isinstance(z0, Latent) else Latent(z0)
         likelihood = Gaussian(sd="learned") if likelihood is None else likelihood
+        guide = {"width": width, **(guide or {})}
         if decoder is None:
-            decoder = _decoder(z0, values, width, visible, states, options.get("shared"))
-        elif visible is not None:
-            raise LatentDEError("GOKU: visible= is for the default decoder; put your own into nn.Select instead")
+            decoder, unit = _decoder(z0, values, width, visible, states, options.get("shared"), learn_unit)
+            guide = {"unit": unit, **guide}
+        elif visible is not None or learn_unit:
+            given, wrapper = ("visible", "Select") if visible is not None else ("learn_unit", "LearnedUnit")
+            raise LatentDEError(f"GOKU: {given}= is for the default decoder; put your own into nn.{wrapper} instead")
         self.model = Model(field, z0, theta, decoder, likelihood, states=states, **options)
-        self.guide = Guide(self.model, values, **{"width": width, **(guide or {})})
+        self.guide = Guide(self.model, values, **guide)
 
 
 def _decoder(
@@ -197,17 +207,19 @@ def _decoder(
     visible: Sequence[str] | None,
     states: Sequence[str] | None,
     shared: Mapping[str, dist.Distribution] | None,
-) -> nn.Module:
+    learn_unit: bool,
+) -> tuple[nn.Module, LearnedUnit | None]:
     """The published network, which reads visible states in the units of their prior, and begins at the mean."""
     size = state_size(z0, shared)
     columns = list(range(size)) if visible is None else _columns(visible, states)
     net: nn.Module = ResidualMLP(len(columns), _count(values), width, output="sigmoid")
     if not isinstance(values, int):
         net = start_at(net, values.mean_values())
-    units = z0.moments()
-    if units is not None:
-        net = Standardized(net, units[0][columns], units[1][columns])
-    return net if visible is None else Select(net, columns, size)
+    net = unit = LearnedUnit(net) if learn_unit else net
+    moments = z0.moments()
+    if moments is not None:
+        net = Standardized(net, moments[0][columns], moments[1][columns])
+    return net if visible is None else Select(net, columns, size), unit if learn_unit else None
 
 
 def _count(values: int | Series) -> int:

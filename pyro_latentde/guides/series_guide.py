@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, biject_to
+from torch.distributions import AffineTransform, ComposeTransform, biject_to
 from torch.distributions.constraints import real
 
 from pyro_latentde.data.series import Series
@@ -20,6 +20,7 @@ from pyro_latentde.distributions.placement import placed
 from pyro_latentde.errors import ShapeError
 from pyro_latentde.guides.heads import make_head
 from pyro_latentde.guides.stations import have_data
+from pyro_latentde.nn.learned_unit import LearnedUnit
 from pyro_latentde.sites.series_plate import series_plate
 
 __all__ = ["SeriesGuide"]
@@ -48,6 +49,7 @@ class SeriesGuide(PyroModule):
             of times to their positions; its context is what the encoder knows at those times. Stations in the padding
             of shorter series do not count.
         covariates: number C of the series' constant covariates, which every head reads too.
+        units: site name -> a decoder's :class:`.LearnedUnit`, in which the guide measures that site, too.
 
     Raises:
         ValueError: encoders and priors name different sites.
@@ -75,16 +77,18 @@ class SeriesGuide(PyroModule):
         shared: nn.Module | None = None,
         stations: Mapping[str, object] | None = None,
         covariates: int = 0,
+        units: Mapping[str, LearnedUnit] | None = None,
     ) -> None:
         super().__init__()
         one = isinstance(encoders, nn.Module)
         if not one and set(encoders) != set(priors):
             raise ValueError(f"encoders for {sorted(encoders)}, but the local sites are {sorted(priors)}")
         self.names = tuple(priors)
-        self.transforms = {name: _transform(prior) for name, prior in priors.items()}
+        self.transforms = {name: _to_support(prior) for name, prior in priors.items()}
         self.laws = {name: _law(prior) for name, prior in priors.items()}
         self.sizes = {name: _unconstrained_size(prior) for name, prior in priors.items()}
         self.stations = dict(stations or {})
+        self.units = dict(units or {})  # no submodules: their parameters are the model's
         self.structured = structured
         self.frames = frames
         self.encoders = nn.ModuleDict({"all": encoders} if one else dict(encoders))
@@ -108,10 +112,7 @@ class SeriesGuide(PyroModule):
         with series_plate(series):
             for name, context in contexts.items():
                 base = heads[name](_joined(context, known, name in self.stations))
-                transform = self.transforms[name]
-                if transform is not None:
-                    # the inverse of a draw is the draw's own unconstrained numbers: remembered, for this call only
-                    transform = placed(transform, series.times).with_cache(1)
+                transform = self._transform(name, series.times)
                 fn = base if transform is None else dist.TransformedDistribution(base, [transform])
                 if name in self.stations:
                     fn = fn.mask(have_data(series.times, self.stations[name](series.times.shape[1]))).to_event(1)
@@ -120,6 +121,18 @@ class SeriesGuide(PyroModule):
                     free = drawn[name] if transform is None else transform.inv(drawn[name])
                     known.append(free.flatten(1) if free.dim() == 2 else free)
         return drawn
+
+    def _transform(self, name: str, like: Tensor) -> torch.distributions.Transform | None:
+        """From unconstrained numbers to the site, with the units of the prior and the learned one; None if the same."""
+        fixed = self.transforms[name]
+        parts = [] if fixed is None else [placed(fixed, like)]
+        if name in self.units:
+            unit = self.units[name].unit().expand(self.sizes[name])
+            parts.insert(0, AffineTransform(torch.zeros_like(unit), unit, event_dim=1))
+        if not parts:
+            return None
+        # the inverse of a draw is the draw's own unconstrained numbers: remembered, for this call only
+        return (parts[0] if len(parts) == 1 else ComposeTransform(parts)).with_cache(1)
 
     @contextmanager
     def reading(self, series: Series) -> Iterator[None]:
@@ -210,7 +223,7 @@ def _encoder(encoders: nn.ModuleDict, name: str) -> nn.Module:
     return encoders[name if name in encoders else "all"]
 
 
-def _transform(prior: dist.Distribution) -> torch.distributions.Transform | None:
+def _to_support(prior: dist.Distribution) -> torch.distributions.Transform | None:
     """From unconstrained numbers to the prior's support; None where there is nothing to do.
 
     Where the support is all numbers, to the prior's units: a head that starts around 0 knows nothing of pascals.

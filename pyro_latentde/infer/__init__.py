@@ -6,7 +6,8 @@ from pyro_latentde.infer.fit import Fit
 from pyro_latentde.infer.neural_posterior import npe
 from pyro_latentde.infer.nuts_run import nuts
 from pyro_latentde.infer.prior_draws import prior
+from pyro_latentde.infer.refinement import refine
 from pyro_latentde.infer.sleep import Sleep
 from pyro_latentde.infer.svi import fit_svi
 
-__all__ = ["Fit", "Sleep", "fit_svi", "npe", "nuts", "prior", "schedules"]
+__all__ = ["Fit", "Sleep", "fit_svi", "npe", "nuts", "prior", "refine", "schedules"]

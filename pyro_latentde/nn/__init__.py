@@ -5,6 +5,7 @@ from pyro_latentde.nn.attention import AttentionEncoder
 from pyro_latentde.nn.conv import ConvDecoder, ConvEncoder
 from pyro_latentde.nn.frames import FrameWise
 from pyro_latentde.nn.gru_d import GRUDEncoder
+from pyro_latentde.nn.learned_unit import LearnedUnit
 from pyro_latentde.nn.least_squares import LeastSquares
 from pyro_latentde.nn.mlp import MLP, ResidualMLP, start_at
 from pyro_latentde.nn.ode_rnn import ODERNNEncoder
@@ -21,9 +22,10 @@ __all__ = [
     "ConvEncoder",
     "FrameWise",
     "GRUDEncoder",
+    "LearnedUnit",
     "LeastSquares",
-    "PrincipalDecoder",
     "ODERNNEncoder",
+    "PrincipalDecoder",
     "RecurrentEncoder",
     "ResidualMLP",
     "Select",

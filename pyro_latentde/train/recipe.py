@@ -35,6 +35,8 @@ class Config:
         polish: number of further updates of both by the ELBO, after which the guide learns from drawn series again: the
             model, too, is better trained with an accurate guide.
         dreams: number of series that are drawn for that.
+        refine: number of updates of the guide on what is observed of the test series, see :func:`.infer.refine`; the
+            metrics of the posterior after it are given beside those of the amortized one.
         options: further keywords of ``infer.fit_svi``.
     """
 
@@ -48,6 +50,7 @@ class Config:
     sleep: int = 0
     polish: int = 0
     dreams: int = 16_000
+    refine: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -60,7 +63,8 @@ class Config:
 
         Raises:
             LatentDEError: a number that is none of ``train``, ``heldout``, ``test``, ``steps``, ``batch_size``,
-                ``sleep``, ``polish`` and ``dreams``, or that is not positive; ``sleep`` and ``polish`` may be 0.
+                ``sleep``, ``polish``, ``dreams`` and ``refine``, or that is not positive; the stages after the first,
+                ``sleep``, ``polish`` and ``refine``, may be 0.
 
         Example:
             >>> from pyro_latentde.infer.schedules import cosine
@@ -68,9 +72,10 @@ class Config:
             >>> round(config.learning_rate(50), 2)
             0.5
         """
-        known = ("train", "heldout", "test", "steps", "batch_size", "sleep", "polish", "dreams")
+        stages = ("sleep", "polish", "refine")
+        known = ("train", "heldout", "test", "steps", "batch_size", "dreams", *stages)
         for name, number in numbers.items():
-            if name not in known or number < (name not in ("sleep", "polish")):
+            if name not in known or number < (name not in stages):
                 raise LatentDEError(f"{name} = {number}: a configuration has positive numbers {', '.join(known)}")
         config = replace(self, **numbers)
         if config.steps == self.steps:

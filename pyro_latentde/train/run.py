@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_latentde.infer import Fit, fit_svi, npe
+from pyro_latentde.infer import Fit, fit_svi, npe, refine
 from pyro_latentde.infer.schedules import cosine, warmup
 from pyro_latentde.train.evaluation import draw_parameters, evaluate, forecast_test
 from pyro_latentde.train.figures import draw_figures
@@ -79,7 +79,7 @@ def run_recipe(
         say(f"interrupted after {fit.attrs['interrupted']} steps of {stage}; the same command goes on from there")
         return {}
     fit.save(out / "weights.pt")
-    metrics = _measure_and_draw(fit, recipe, split, out) | {"seed": seed}
+    metrics = _measure_and_draw(fit, recipe, config, split, out, common) | {"seed": seed}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     for name, value in metrics.items():
         say(f"  {name:24} {'not defined' if value is None else f'{value:.6g}'}")
@@ -140,9 +140,14 @@ def make_pair(recipe: Recipe, split: Split, seed: int) -> nn.Module:
         return recipe.pair(split)
 
 
-def _measure_and_draw(fit: Fit, recipe: Recipe, split: Split, out: Path) -> dict[str, float | None]:
+def _measure_and_draw(
+    fit: Fit, recipe: Recipe, config: Config, split: Split, out: Path, common: dict[str, Any]
+) -> dict[str, float | None]:
     start = time.perf_counter()
-    metrics = dict(recipe.measure(fit, split, out) if recipe.measure else _usual(fit, recipe, split, out)) | {
+    metrics = dict(recipe.measure(fit, split, out) if recipe.measure else _usual(fit, recipe, split, out))
+    if config.refine and not recipe.measure:
+        metrics |= _refined(fit, recipe, config, split, common, metrics)
+    metrics |= {
         # The last sleep stage changes the guide, and this number is older.
         "heldout_elbo_before_sleep" if "npe_steps" in fit.attrs else "heldout_elbo": _heldout_elbo(fit),
         "steps": len(fit.losses),
@@ -160,6 +165,18 @@ def _usual(fit: Fit, recipe: Recipe, split: Split, out: Path) -> dict[str, float
     forecast, draws = forecast_test(fit, recipe, split), draw_parameters(fit, recipe, split)
     draw_figures(fit, recipe, split, forecast, draws, out)
     return evaluate(fit, recipe, split, forecast, draws)
+
+
+def _refined(
+    fit: Fit, recipe: Recipe, config: Config, split: Split, common: dict[str, Any], metrics: dict[str, float]
+) -> dict[str, float]:
+    """Those metrics that change when the guide goes on learning from what is observed of the test series."""
+    seen = split.test.window(0, recipe.observed)
+    quiet = {"progress": common["progress"], "accelerator": common["accelerator"], "precision": common["precision"]}
+    fit = refine(fit, seen, num_steps=config.refine, batch_size=config.batch_size, **quiet)
+    forecast, draws = forecast_test(fit, recipe, split), draw_parameters(fit, recipe, split)
+    found = evaluate(fit, recipe, split, forecast, draws)
+    return {f"refined_{name}": value for name, value in found.items() if value != metrics[name]}
 
 
 def _accelerator(asked: str) -> str | None:

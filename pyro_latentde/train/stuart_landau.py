@@ -27,7 +27,7 @@ OBSERVED = 46
 def _config(test: int, steps: int) -> Config:
     # No sleep stage: what the model draws moves without noise, and a guide that learns from it misreads what has some.
     rate = schedules.warmup(100, schedules.cosine(2e-3, 2e-5, steps))
-    return Config(600, 60, test, steps, 64, OBSERVED, rate)
+    return Config(600, 60, test, steps, 64, OBSERVED, rate, refine=1000)
 
 
 QUICK, FULL = _config(100, 4000), _config(200, 12_000)
