@@ -77,7 +77,7 @@ def refine(
     model, guide = copy.deepcopy((fit.model, fit.guide))
     for fixed in (model, getattr(guide, "shared", None)):
         if fixed is not None:
-            fixed.eval().requires_grad_(False)
+            _freeze(fixed)
     if learning_rate is None:
         learning_rate = warmup(max(1, num_steps // 10), cosine(1e-3, 1e-5, num_steps))
     refined = fit_svi(
@@ -93,3 +93,12 @@ def refine(
         **fit.kwargs,
     )
     return replace(refined, attrs={**refined.attrs, "refined": num_steps})
+
+
+def _freeze(module: nn.Module) -> None:
+    """Constants in place of parameters: of a parameter Pyro's store wants a gradient, whatever its own flag says."""
+    module.eval()
+    for part in module.modules():
+        for name, param in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, param.detach())
