@@ -28,9 +28,9 @@ class LearnedUnit(nn.Module):
 
     Example:
         >>> import torch
-        >>> from pyro_latentde.nn import MLP, LearnedUnit
-        >>> decoder = LearnedUnit(MLP(2, 784))
-        >>> decoder(torch.randn(8, 10, 2)).shape, float(decoder.unit())
+        >>> from pyro_latentde.nn import LearnedUnit, ResidualMLP
+        >>> decoder = LearnedUnit(ResidualMLP(2, 784))
+        >>> decoder(torch.randn(8, 10, 2)).shape, decoder.unit().item()
         (torch.Size([8, 10, 784]), 1.0)
     """
 

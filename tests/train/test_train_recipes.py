@@ -21,7 +21,7 @@ from pyro_latentde.train import RECIPES, Recipe, Split, Truth, evaluation, figur
 from pyro_latentde.train.run import make_pair
 
 NUMBERS = {"train": 6, "heldout": 3, "test": 3, "steps": 3, "batch_size": 2, "dreams": 8}
-NIGHTS = {"sleep": 3, "polish": 2}  # of recipes that have such stages
+NIGHTS = {"sleep": 3, "polish": 2, "refine": 2}  # of recipes that have such stages
 HAS_HOPPER = all(importlib.util.find_spec(name) for name in ("mujoco", "dm_control"))
 # those with metrics of their own have tests of their own
 PAIRS = [n for n, recipe in RECIPES.items() if recipe.measure is None and (HAS_HOPPER or "hopper" not in n)]
@@ -50,6 +50,9 @@ def test_every_recipe_runs_from_end_to_end(name, few_draws, tmp_path):
     assert all(isinstance(value, int | float) for value in metrics.values())
     wanted = {"l1_reconstruction", "l1_extrapolation", "l1_last", "l1_mean", "seconds"}
     wanted.add("heldout_elbo_before_sleep" if recipe.quick.sleep else "heldout_elbo")
+    if recipe.quick.refine:
+        wanted |= {"refined_l1_extrapolation", "refined_crps_extrapolation", "refined_coverage90"}
+        assert not any(name.startswith("refined_l1_last") for name in metrics)  # a floor stays what it is
     if name.startswith("goku"):
         wanted |= {"coverage90"} | {
             f"{p}_{score}" for p in recipe.range for score in ("correlation", "rmse", "coverage90")
