@@ -121,6 +121,7 @@ class Guide(SeriesGuide):
                 else RecurrentEncoder(size, hidden, cell="lstm", **options)
                 for name in priors
             }
+        stations = {} if model.shooting is None else {"shots": model.shooting.stations}
         super().__init__(
             priors,
             encoders,
@@ -128,9 +129,9 @@ class Guide(SeriesGuide):
             head=head,
             structured=structured,
             shared=shared_guide(model),
-            stations={} if model.shooting is None else {"shots": model.shooting.stations},
+            stations=stations,
             covariates=covariates,
-            units={} if unit is None else {name: unit for name in ("z0", "shots") if name in priors},
+            units={} if unit is None else dict.fromkeys(("z0", *stations), unit),
         )
 
 
@@ -155,7 +156,8 @@ class GOKU(nn.Module):
         options: further keywords of :class:`Model`: ``unknown=``, ``shared=``, ``shooting=``, solver settings.
 
     Raises:
-        LatentDEError: ``visible`` names no state, or there are no names.
+        LatentDEError: ``visible`` names no state, or there are no names; a unit is to be learned of states that cannot
+            be any number, or that a head makes of a code.
 
     Example:
         >>> import torch, pyro.distributions as dist, pyro_latentde as lde

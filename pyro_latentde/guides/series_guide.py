@@ -17,7 +17,7 @@ from torch.distributions.constraints import real
 from pyro_latentde.data.series import Series
 from pyro_latentde.distributions.moments import moments
 from pyro_latentde.distributions.placement import placed
-from pyro_latentde.errors import ShapeError
+from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.guides.heads import make_head
 from pyro_latentde.guides.stations import have_data
 from pyro_latentde.nn.learned_unit import LearnedUnit
@@ -53,6 +53,7 @@ class SeriesGuide(PyroModule):
 
     Raises:
         ValueError: encoders and priors name different sites.
+        LatentDEError: a unit for a site that is not there, or that cannot be any number.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -89,6 +90,13 @@ class SeriesGuide(PyroModule):
         self.sizes = {name: _unconstrained_size(prior) for name, prior in priors.items()}
         self.stations = dict(stations or {})
         self.units = dict(units or {})  # no submodules: their parameters are the model's
+        for name in self.units:
+            if name not in priors or not _is_real(priors[name]):
+                what = f"has support {priors[name].support}" if name in priors else f"is none of {sorted(priors)}"
+                raise LatentDEError(
+                    f"a learned unit for the site '{name}', which {what}: it scales states that have a prior "
+                    "themselves (no code and head), on all numbers. Leave it out: learn_unit=False, or no unit=."
+                )
         self.structured = structured
         self.frames = frames
         self.encoders = nn.ModuleDict({"all": encoders} if one else dict(encoders))
@@ -228,15 +236,19 @@ def _to_support(prior: dist.Distribution) -> torch.distributions.Transform | Non
 
     Where the support is all numbers, to the prior's units: a head that starts around 0 knows nothing of pascals.
     """
-    support = prior.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support is not real:
+    if not _is_real(prior):
         return biject_to(prior.support)
     units = moments(prior)
     if units is None or (bool((units[0] == 0).all()) and bool((units[1] == 1).all())):
         return None
     return AffineTransform(*units, event_dim=len(prior.event_shape))
+
+
+def _is_real(prior: dist.Distribution) -> bool:
+    support = prior.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is real
 
 
 def _law(prior: dist.Distribution) -> str:

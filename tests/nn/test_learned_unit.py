@@ -11,7 +11,7 @@ from pyro import poutine
 import pyro_latentde as lde
 from pyro_latentde.distributions.likelihoods import Gaussian
 from pyro_latentde.errors import LatentDEError
-from pyro_latentde.models import GOKU
+from pyro_latentde.models import GOKU, Latent, Shooting
 from pyro_latentde.nn import LearnedUnit, ResidualMLP, Select
 
 FIELDS = {
@@ -95,3 +95,19 @@ def test_the_right_unit_explains_far_swings_best(field: str) -> None:
 def test_a_decoder_of_ones_own_is_wrapped_by_hand() -> None:
     with pytest.raises(LatentDEError, match=r"put your own into nn\.LearnedUnit"):
         _pair(decoder=ResidualMLP(2, 5), learn_unit=True, visible=None)
+
+
+def test_states_without_a_unit_are_told() -> None:
+    positive = dist.LogNormal(torch.zeros(2), 0.5).to_event(1)
+    code = Latent(dist.Normal(torch.zeros(3), 1.0).to_event(1), torch.nn.Linear(3, 2))
+    for start, told in ((positive, "support"), (code, r"none of \['theta', 'z0_code'\]")):
+        with pytest.raises(LatentDEError, match=f"learned unit for the site 'z0', which .*{told}"):
+            GOKU(FIELDS["linear"], start, {"stiffness": dist.Uniform(1.0, 4.0)}, values=5, learn_unit=True)
+
+
+def test_shooting_measures_its_starts_in_the_unit() -> None:
+    pair = _pair(learn_unit=True, shooting=Shooting(3, 0.1))
+    with torch.no_grad():
+        pair.guide.units["z0"].slow_log_unit.fill_(math.log(2.0) / 3)
+    (drawn, _), (same, _) = _traces(pair, _series()), _traces(_pair(shooting=Shooting(3, 0.1)), _series())
+    torch.testing.assert_close(drawn.nodes["shots"]["value"], 2.0 * same.nodes["shots"]["value"])
