@@ -112,10 +112,13 @@ def read(times: Tensor, values: Tensor, mask: Tensor, *, backward: bool = True) 
     Returns:
         The reading.
     """
-    wanted = mask.any(dim=-1)
     if backward:
         times, values, mask = times.flip(1), values.flip(1), mask.flip(1)
-        wanted = torch.cat([wanted.flip(1)[:, :-1], torch.ones_like(wanted[:, :1])], dim=1)
+    if bool(mask.all()):
+        return Reading(times, _gaps(times, values), values, mask, None, backward)
+    wanted = mask.any(dim=-1)
+    if backward:
+        wanted = torch.cat([wanted[:, :-1], torch.ones_like(wanted[:, :1])], dim=1)
     count = wanted.cumsum(dim=1)
     # on a GPU this waits, and saves a step for every time left out
     shortest, longest = torch.stack(count[:, -1].aminmax()).tolist()
@@ -125,5 +128,8 @@ def read(times: Tensor, values: Tensor, mask: Tensor, *, backward: bool = True) 
         order = order.gather(1, torch.arange(longest, device=order.device).minimum((count[:, -1:] - 1).clamp(min=0)))
         columns = order[..., None].expand(-1, -1, values.shape[-1])
         times, values, mask = times.gather(1, order), values.gather(1, columns), mask.gather(1, columns)
-    gaps = torch.nn.functional.pad(times.diff(dim=1).abs(), (1, 0)).to(values.dtype)
-    return Reading(times, gaps, values, mask, None if shortest == count.shape[1] else count, backward)
+    return Reading(times, _gaps(times, values), values, mask, None if shortest == count.shape[1] else count, backward)
+
+
+def _gaps(times: Tensor, values: Tensor) -> Tensor:
+    return torch.nn.functional.pad(times.diff(dim=1).abs(), (1, 0)).to(values.dtype)
