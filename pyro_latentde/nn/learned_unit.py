@@ -18,7 +18,7 @@ class LearnedUnit(nn.Module):
     .. math:: y = \mathrm{net}(z / u)
 
     to be shared with the guide, whose states are :math:`z = \mu + \sigma u \epsilon` with :math:`\mu, \sigma` of the
-    prior. What the net reads then does not depend on u, where the field is linear around μ: the gradient of the ELBO by u
+    prior. What the net reads does not depend on u where the field is linear around μ: the gradient of the ELBO by u
     is that of the prior and of what is nonlinear in the field, such as the sine of an angle. That is all that tells
     how large an unseen state is. Without a unit of its own every weight of decoder and guide would have to change with
     it, and angles of pendulums came out 1.2 times too large, with wrong masses.
