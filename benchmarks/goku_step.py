@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -178,16 +179,16 @@ def _check_equal(steps: dict[str, Step]) -> None:
             raise RuntimeError(f"{name} computes another ELBO: {found.tolist()}, ours {losses['ours'].tolist()}")
 
 
-def _best(steps: dict[str, Step], seconds: float) -> dict[str, float]:
-    """Milliseconds of each: the best single step, all of them taking turns."""
-    best = dict.fromkeys(steps, math.inf)
+def _rounds(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of single steps, all of them taking turns."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for name, step in steps.items():
             start = time.perf_counter()
             step()
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
-    return best
+            found[name].append(1e3 * (time.perf_counter() - start))
+    return found
 
 
 def _peak(variant: str) -> float:
@@ -196,19 +197,27 @@ def _peak(variant: str) -> float:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def run(seconds: float = 30.0) -> dict[str, dict[str, float]]:
-    """Milliseconds by variant, on all cores and on one; how many times faster; the solve's share; peak MiB."""
+def run(seconds: float = 60.0) -> dict[str, dict[str, float]]:
+    """Milliseconds by variant, on all cores and on one; how many times faster; the solve's share; peak MiB.
+
+    Medians over the rounds, of ratios too: steps of one round share what else the machine was doing, and the best
+    single step of fifty is a matter of luck.
+    """
     videos, results = _videos(), {}
     steps = {name: make(videos) for name, make in VARIANTS.items()}
     _check_equal(steps)
     threads = torch.get_num_threads()
     for count in sorted({1, threads}, reverse=True):
         torch.set_num_threads(count)
-        ms = _best(steps, seconds)
-        row = {f"{name}_ms": value for name, value in ms.items()}
-        row |= {f"ratio_{peer}": ms[peer] / ms["ours"] for peer in ("backprop", "adjoint")}
-        row |= {f"ode_share_{name}": 1 - ms["ours_no_ode"] / ms[name] for name in ("ours", "ours_rk4")}
-        row |= {f"ode_share_{name}": 1 - ms["peer_no_ode"] / ms[name] for name in ("backprop", "adjoint")}
+        ms = _rounds(steps, seconds)
+
+        def ratio(one: str, other: str, ms: dict[str, list[float]] = ms) -> float:
+            return median(a / b for a, b in zip(ms[one], ms[other], strict=True))
+
+        row = {f"{name}_ms": median(values) for name, values in ms.items()}
+        row |= {f"ratio_{peer}": ratio(peer, "ours") for peer in ("backprop", "adjoint")}
+        row |= {f"ode_share_{name}": 1 - ratio("ours_no_ode", name) for name in ("ours", "ours_rk4")}
+        row |= {f"ode_share_{name}": 1 - ratio("peer_no_ode", name) for name in ("backprop", "adjoint")}
         bars = {"bar_backprop": 1.25, "bar_adjoint": 1.6, "bar_ode_share": 0.05} if count == threads else {}
         results[f"GOKU step, {count} threads" if count > 1 else "GOKU step, 1 thread"] = row | bars
     torch.set_num_threads(threads)

@@ -206,15 +206,14 @@ class SeriesGuide(PyroModule):
         if series.values is None:
             raise ShapeError("the guide was given a series without values; it needs observations to read")
         times = series.times - series.times[:, :1]
-        if self.frames is None or self._given_features:
+        frames = None if self._given_features else self.frames  # each look registers all its parameters with Pyro
+        if frames is None:
             return times, series.values, series.mask
         if series.complete:
-            features = self.frames(series.values)
+            features = frames(series.values)
             return times, features, torch.ones_like(features, dtype=torch.bool)
         values = series.values * series.mask
-        features = (
-            self.frames(values, series.mask) if getattr(self.frames, "reads_mask", False) else self.frames(values)
-        )
+        features = frames(values, series.mask) if getattr(frames, "reads_mask", False) else frames(values)
         return times, features, series.mask.any(-1, keepdim=True).expand_as(features)
 
 

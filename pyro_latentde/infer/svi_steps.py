@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_latentde.errors import LatentDEError
@@ -51,6 +52,28 @@ class Clip:
             bound = 10.0 * statistics.median(self.norms) if self.norms else norm
             self.norms.append(norm)
         return 1.0 if norm <= bound else bound / norm
+
+
+class KnownParameters(Messenger):
+    """Keep parameters that were met before from the handlers of a training step, for which they are work and no news.
+
+    The first of each run is let through: losses ask whether there is any.
+
+    Args:
+        known: the parameters met so far by name, filled by its owner.
+    """
+
+    def __init__(self, known: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.known, self.seen_one = known, False
+
+    def __enter__(self) -> KnownParameters:
+        self.seen_one = False
+        return super().__enter__()
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        msg["stop"] = self.seen_one and msg["name"] in self.known
+        self.seen_one = True
 
 
 @dataclass
@@ -106,11 +129,12 @@ class Stepper:
     ) -> None:
         self.devices = OneDevice() if devices is None else devices
         self.parts, self.kl_weight = PartsOfELBO(elbo), KLWeight()
-        self.model = self.kl_weight(self.devices.wrap(model))
-        self.guide = self.kl_weight(self.devices.wrap(guide))
+        self.params: dict[str, Tensor] = {}
+        self.model, self.guide = (
+            self.kl_weight(KnownParameters(self.params)(self.devices.wrap(program))) for program in (model, guide)
+        )
         self.args, self.kwargs, self.make, self.clip = args, kwargs, make, clip
         self.make_scheduler, self.scheduler = scheduler, None
-        self.params: dict[str, Tensor] = {}
         self.groups: list[list[str]] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.saved: dict[str, Tensor] = {}
