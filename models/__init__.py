@@ -13,6 +13,16 @@ from pyro_latentde.models.goku import GOKU
 from pyro_latentde.models.latent_events import LatentEvents
 from pyro_latentde.models.latent_ode import LatentODE
 from pyro_latentde.models.latents import Latent
+from pyro_latentde.models.population import Population, Varying
 from pyro_latentde.models.shooting import Shooting
 
-__all__ = ["GOKU", "Latent", "LatentEvents", "LatentODE", "Shooting", "systems"]
+__all__ = [
+    "GOKU",
+    "Latent",
+    "LatentEvents",
+    "LatentODE",
+    "Population",
+    "Shooting",
+    "Varying",
+    "systems",
+]

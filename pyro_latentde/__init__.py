@@ -8,6 +8,7 @@ from pyro_latentde.posterior.posterior import Posterior
 from pyro_latentde.sites.events_site import events
 from pyro_latentde.sites.observe_site import observe
 from pyro_latentde.sites.ode_site import ode
+from pyro_latentde.sites.population_site import population
 from pyro_latentde.sites.series_plate import series_plate
 from pyro_latentde.sites.settings import solver
 from pyro_latentde.solve.integrate import odesolve
@@ -27,6 +28,7 @@ __all__ = [
     "observe",
     "ode",
     "odesolve",
+    "population",
     "series_plate",
     "set_num_threads",
     "solver",

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -47,6 +47,7 @@ class BatchedLogJoint:
         probe: ``(C, d)`` rows to build and check the engine with; later calls must have this shape.
         engine: one of ``ENGINES``; an engine that fails on the model gives way to the one before it.
         expected_calls: how often it will be called, for ``"auto"``.
+        data: observed site -> ``(C, *site shape)``, where rows have data of their own; see `exchange`.
 
     Attributes:
         engine: the engine in use.
@@ -65,10 +66,18 @@ class BatchedLogJoint:
         [[-1.0], [-1.0], [-1.0], [-1.0]]
     """
 
-    def __init__(self, joint: LogJoint, probe: np.ndarray, engine: str = "auto", expected_calls: int = 10_000) -> None:
+    def __init__(
+        self,
+        joint: LogJoint,
+        probe: np.ndarray,
+        engine: str = "auto",
+        expected_calls: int = 10_000,
+        data: Mapping[str, Tensor] | None = None,
+    ) -> None:
         if engine not in ENGINES:
             raise LatentDEError(f"log_joint_engine: expected one of {ENGINES}, got {engine!r}.")
         self.joint, self.num_calls = joint, 0
+        self._names, self._data = tuple(data or ()), tuple((data or {}).values())
         elsewhere = probe + 0.1 * np.sin(np.arange(probe.size)).reshape(probe.shape)
         self._probes = [self._tensor(probe), self._tensor(elsewhere)]
         self._expected_calls = expected_calls
@@ -79,31 +88,39 @@ class BatchedLogJoint:
 
     def __call__(self, u: np.ndarray) -> tuple[list[float], np.ndarray, list[bool], list[int]]:
         """Log-densities, gradients ``(C, d)`` in float64, failed flags and solver steps for rows ``u``."""
-        self.num_calls += 1
-        with torch.inference_mode(self.engine in ("traced", "compiled")):
-            lp, grad, failed, steps = self._call(self._tensor(u))
+        lp, grad, failed, steps = self.tensors(self._tensor(u))
         grad = grad.to("cpu", torch.float64)
         return lp.tolist(), grad.numpy(), failed.tolist(), steps.tolist()
+
+    def tensors(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same, tensors in and out, where the log-joint is at home."""
+        self.num_calls += 1
+        with torch.inference_mode(self.engine in ("traced", "compiled")):
+            return self._call(u, *self._data)
+
+    def exchange(self, data: Mapping[str, Tensor]) -> None:
+        """Other data of the same sites and shapes; what was recorded or compiled stays in use."""
+        self._data = tuple(data[name] for name in self._names)
 
     def _tensor(self, u: np.ndarray) -> Tensor:
         return torch.from_numpy(u).to(self.joint.device, self.joint.dtype)
 
     def _build(self, wanted: str) -> tuple[str, str, Callable]:
-        loop = partial(_flat, self.joint.value_and_grad_in_a_loop)
-        eager = partial(_flat, self.joint.value_and_grad)
+        loop = partial(self._flat, self.joint.value_and_grad_in_a_loop)
+        eager = partial(self._flat, self.joint.value_and_grad)
         if wanted == "loop":
             return "loop", "asked for", loop
         try:
-            expected = [eager(u) for u in self._probes]
+            expected = [eager(u, *self._data) for u in self._probes]
         except Exception as error:  # whatever the model does that vmap cannot: .item(), random operations
-            loop(self._probes[0])  # a fault of the model itself is raised here, as it is
+            loop(self._probes[0], *self._data)  # a fault of the model itself is raised here, as it is
             return "loop", f"the model cannot be vectorised over chains ({_first_line(error)})", loop
         if wanted == "eager":
             return "eager", "asked for", eager
         try:
             with pyro.validation_enabled(False):
-                graph = make_fx(lambda u: eager(u))(self._probes[0])
-            traced = _replay(graph, self._probes[0])
+                graph = make_fx(lambda u, *data: eager(u, *data))(self._probes[0], *self._data)
+            traced = _replay(graph, self._probes[0], *self._data)
             trouble = self._difference(traced, expected)
         except Exception as error:
             trouble = _first_line(error)
@@ -130,12 +147,16 @@ class BatchedLogJoint:
             return "traced", f"torch.compile failed ({trouble})", traced
         return "compiled", "compiled by torch.compile", compiled
 
+    def _flat(self, function: Callable, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        lp, grad, (failed, steps) = function(u, dict(zip(self._names, data, strict=True)))
+        return lp, grad, failed, steps
+
     def _difference(self, call: Callable, expected: list) -> str:
         """Why ``call`` is not the eager function, from its answers at two sets of rows; empty if it is."""
         tolerance = 1e-8 if self.joint.dtype == torch.float64 else 1e-3
         for u, right in zip(self._probes, expected, strict=True):
             with torch.inference_mode():
-                got = call(u.clone())
+                got = call(u.clone(), *self._data)
             for name, a, b in zip(("log-density", "gradient"), got, right, strict=False):
                 size = float(1 + b.nan_to_num(0, 0, 0).abs().max())
                 if not torch.allclose(a, b, rtol=tolerance, atol=tolerance * size):
@@ -143,12 +164,7 @@ class BatchedLogJoint:
         return ""
 
 
-def _flat(function: Callable, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    lp, grad, (failed, steps) = function(u)
-    return lp, grad, failed, steps
-
-
-def _replay(graph: torch.fx.GraphModule, example: Tensor) -> Callable:
+def _replay(graph: torch.fx.GraphModule, *example: Tensor) -> Callable:
     """The recorded graph, run by TorchScript's interpreter where this torch still has it.
 
     The interpreter spends 1 us on an operation where the graph's own Python spends 4, and needs no compiler.
@@ -159,7 +175,7 @@ def _replay(graph: torch.fx.GraphModule, example: Tensor) -> Callable:
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
-            return torch.jit.trace(lambda u: graph(u), example, check_trace=False)
+            return torch.jit.trace(lambda *inputs: graph(*inputs), example, check_trace=False)
     except Exception:
         return graph
 

@@ -44,14 +44,17 @@ class _SiteValues(Messenger):
     """Give every latent site the image of its coordinates, and add up the log-Jacobians.
 
     The support is taken from the distribution at hand, so a support that depends on other sites is right too.
+    Observed sites get other data where there are any.
     """
 
-    def __init__(self, sites: Mapping[str, LatentSite], u: Tensor) -> None:
+    def __init__(self, sites: Mapping[str, LatentSite], u: Tensor, data: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        self.sites, self.u = sites, u
+        self.sites, self.u, self.data = sites, u, data or {}
         self.log_jacobian: Tensor = u.new_zeros(())
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] and msg["name"] in self.data:
+            msg["value"] = self.data[msg["name"]]
         site = self.sites.get(msg["name"])
         if site is None or msg["is_observed"]:
             return
@@ -115,9 +118,12 @@ class LogJoint:
             torch.manual_seed(seed)
             return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
 
-    def log_density(self, u: Tensor) -> tuple[Tensor, Aux]:
-        """Log-density at one ``u`` ``(d,)``: a scalar, with the state of the solves."""
-        trace, values = self._run(u)
+    def log_density(self, u: Tensor, data: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Aux]:
+        """Log-density at one ``u`` ``(d,)``: a scalar, with the state of the solves.
+
+        Values in ``data`` take the place of what the model observes at those sites.
+        """
+        trace, values = self._run(u, data)
         lp = trace.log_prob_sum() + values.log_jacobian
         solves = _solves(trace)
         failed = torch.zeros((), dtype=torch.bool, device=u.device)
@@ -133,23 +139,27 @@ class LogJoint:
             lp, (failed, _) = self.log_density(u)
         return torch.where(failed | ~torch.isfinite(lp), torch.full_like(lp, math.inf), -lp)
 
-    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor, Aux]:
+    def value_and_grad(self, u: Tensor, data: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor, Aux]:
         """Log-density ``(C,)``, gradient ``(C, d)`` and state of the solves ``(C,)`` for the rows of ``u``
         ``(C, d)``.
 
-        Rows whose log-density or gradient is not finite get minus infinity and a zero gradient.
+        Each row may have data of its own, observed site -> ``(C, *site shape)``. Rows whose log-density or gradient
+        is not finite get minus infinity and a zero gradient.
         """
         with pyro.validation_enabled(False):
-            grad, (lp, aux) = torch.func.vmap(torch.func.grad_and_value(self.log_density, has_aux=True))(u)
+            row_wise = torch.func.vmap(torch.func.grad_and_value(self.log_density, has_aux=True))
+            grad, (lp, aux) = row_wise(u, dict(data or {}))
         return (*_reject_failures(lp, grad, aux[0]), aux)
 
-    def value_and_grad_in_a_loop(self, u: Tensor) -> tuple[Tensor, Tensor, Aux]:
+    def value_and_grad_in_a_loop(
+        self, u: Tensor, data: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Aux]:
         """The same as ``value_and_grad``, one row after the other, for models that cannot be vectorised."""
         rows = []
-        for row in u:
+        for i, row in enumerate(u):
             row = row.detach().requires_grad_(True)
             with pyro.validation_enabled(False):
-                lp, aux = self.log_density(row)
+                lp, aux = self.log_density(row, {name: value[i] for name, value in (data or {}).items()})
             (grad,) = torch.autograd.grad(lp, row)
             rows.append((lp.detach(), grad, *aux))
         lp, grad, failed, steps = (torch.stack(column) for column in zip(*rows, strict=True))
@@ -194,8 +204,8 @@ class LogJoint:
         by_site = {name: float(site["log_prob_sum"]) for name, site in nodes.items()}
         return by_site, [int(code) for solve in _solves(trace) for code in solve["status"].reshape(-1)]
 
-    def _run(self, u: Tensor) -> tuple[poutine.Trace, _SiteValues]:
-        values = _SiteValues(self._by_name, u)
+    def _run(self, u: Tensor, data: Mapping[str, Tensor] | None = None) -> tuple[poutine.Trace, _SiteValues]:
+        values = _SiteValues(self._by_name, u, data)
         with values:
             return poutine.trace(self.model).get_trace(*self.args, **self.kwargs), values
 
