@@ -98,6 +98,12 @@ class BatchedLogJoint:
         with torch.inference_mode(self.engine in ("traced", "compiled")):
             return self._call(u, *self._data)
 
+    def any_rows(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same for any number of rows, as many at once as there are chains; all with the data of the first."""
+        size = len(self._probes[0])
+        parts = [self.tensors(_filled(part, size)) for part in u.split(size)]
+        return tuple(torch.cat(column)[: len(u)] for column in zip(*parts, strict=True))
+
     def exchange(self, data: Mapping[str, Tensor]) -> None:
         """Other data of the same sites and shapes; what was recorded or compiled stays in use."""
         self._data = tuple(data[name] for name in self._names)
@@ -162,6 +168,11 @@ class BatchedLogJoint:
                 if not torch.allclose(a, b, rtol=tolerance, atol=tolerance * size):
                     return f"it gives another {name} than the model: does the model branch on values?"
         return ""
+
+
+def _filled(u: Tensor, size: int) -> Tensor:
+    """Rows, repeated until there are enough of them."""
+    return u if len(u) == size else u[torch.arange(size, device=u.device) % len(u)]
 
 
 def _replay(graph: torch.fx.GraphModule, *example: Tensor) -> Callable:

@@ -116,7 +116,13 @@ class LogJoint:
         """Run the model forward once with its own random seed; the global generators keep their state."""
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
-            return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+            try:
+                return poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+            except NotImplementedError as error:  # Pyro's improper distributions cannot be drawn from
+                raise LatentDEError(
+                    f"the model cannot be run forward: {str(error).splitlines()[0]}.\nTry: give every latent site a "
+                    "proper prior; starts and simulations are drawn from it."
+                ) from error
 
     def log_density(self, u: Tensor, data: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Aux]:
         """Log-density at one ``u`` ``(d,)``: a scalar, with the state of the solves.
@@ -254,7 +260,7 @@ def _latent_sites(trace: poutine.Trace) -> list[LatentSite]:
         if support.is_discrete:
             raise LatentDEError(
                 f"latent site {name!r} is discrete ({type(node['fn']).__name__}); "
-                "NUTS needs continuous sites.\nTry: sum it out by hand in the likelihood, or pyro.infer.MCMC "
+                "gradients need continuous sites.\nTry: sum it out by hand in the likelihood, or pyro.infer.MCMC "
                 'and its NUTS with infer={"enumerate": "parallel"}, which sum it out for you.'
             )
         transform, value = biject_to(support), node["value"]

@@ -23,7 +23,7 @@ from pyro_latentde.infer.stop_signal import StopSignal
 from pyro_latentde.posterior.model_sites import ModelSites, inspect_model
 from pyro_latentde.posterior.posterior import Posterior
 
-__all__ = ["nuts"]
+__all__ = ["first_metric", "nuts", "split_rhat"]
 
 _log = logging.getLogger("pyro_latentde")
 
@@ -108,7 +108,7 @@ def nuts(
     began = time.perf_counter()
     joint = LogJoint(model, args, kwargs)
     sites = inspect_model(model, *args, **kwargs)  # before the work: it may find fault with the model
-    dense, metric = _first_metric(joint.dim, dense_mass, metric)
+    dense, metric = first_metric(joint.dim, dense_mass, metric)
     positions = find_starts(joint, num_chains, seed, start)
     expected_calls = (num_warmup + num_samples) * EXPECTED_LEAPFROGS
     batched = BatchedLogJoint(joint, positions, log_joint_engine, expected_calls)
@@ -144,7 +144,7 @@ def nuts(
     return posterior
 
 
-def _first_metric(dim: int, dense: bool | None, given: Any) -> tuple[bool, Metric | None]:
+def first_metric(dim: int, dense: bool | None, given: Any) -> tuple[bool, Metric | None]:
     """Whether the metric is dense, and the metric at the start, if one is given."""
     if given is None:
         return dim <= DENSE_UP_TO if dense is None else dense, None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,16 @@ from pyro_latentde.infer.ascent import ascend
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.start_failures import explain_failure
 
-__all__ = ["chain_generators", "find_starts"]
+__all__ = ["chain_generators", "find_many_starts", "find_starts", "prior_draws"]
 
 CANDIDATES = 20
 ROUNDS = 5
 CLIMB_STEPS = 150
+# Places that are searched for where there are many chains, and how far around them the others start.
+SEARCHES, SPREAD = 16, 0.1
 _EXPECTED = "expected 'auto', a dict of site values, a fit or a Posterior"
+
+RowDensity = Callable[[Tensor], tuple]  # rows (n, d) -> log-densities (n,), gradients (n, d), ...
 
 _log = logging.getLogger("pyro_latentde")
 
@@ -45,7 +49,13 @@ def chain_generators(seed: int, num_chains: int, stream: int = 0) -> list[np.ran
     return [np.random.default_rng(sequence) for sequence in sequences]
 
 
-def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto") -> np.ndarray:
+def find_starts(
+    joint: LogJoint,
+    num_chains: int,
+    seed: int,
+    start: Any = "auto",
+    record: Callable[[Tensor], RowDensity] | None = None,
+) -> np.ndarray:
     """Starts of the chains in unconstrained coordinates.
 
     With ``"auto"`` each chain has candidates of its own, most of them drawn from the prior and some uniform
@@ -62,6 +72,8 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
         start: ``"auto"`` or None; a dictionary of site values, each ``(*site shape)`` for all chains or
             ``(C, *site shape)``, sites left out are searched; a ``Posterior``, or a fit with ``posterior(n)``
             or ``sample_start(n, seed)``, whose draws are the candidates.
+        record: makes, from candidates (n, d), a faster log-joint of any number of rows to climb with; by default
+            the model runs at each step.
 
     Returns:
         ``(C, d)`` float64.
@@ -91,11 +103,62 @@ def find_starts(joint: LogJoint, num_chains: int, seed: int, start: Any = "auto"
     if not searched or not _can_batch(joint, pools[0]):
         chosen = [pool[0] for pool in pools]  # draws of a fit, given values: as they are; else the best
     else:
+        density = joint.value_and_grad if record is None else record(torch.cat(pools))
         at_once = max(1, int(2e7 // (CLIMB_STEPS * CANDIDATES * joint.dim)))  # bounds the memory of the paths
         chosen = []
         for i in range(0, num_chains, at_once):
-            chosen += _climb(joint, pools[i : i + at_once], given[i : i + at_once])
+            chosen += _climb(joint, density, pools[i : i + at_once], given[i : i + at_once])
     return torch.stack(chosen).to("cpu", torch.float64).numpy()
+
+
+def find_many_starts(
+    joint: LogJoint,
+    num_chains: int,
+    seed: int,
+    start: Any = "auto",
+    record: Callable[[Tensor], RowDensity] | None = None,
+) -> np.ndarray:
+    """The same for tens to thousands of chains: at most 16 places are searched for, the chains start around them.
+
+    Around means normal with standard deviation .1 in unconstrained coordinates, halved as often as needed to lose at
+    most d nats. Given values and draws are taken as they are.
+
+    Args:
+        joint: the log-joint.
+        num_chains: number of chains ``C``.
+        seed: seed of the run.
+        start: as in `find_starts`.
+        record: as there.
+
+    Returns:
+        ``(C, d)`` float64.
+
+    Raises:
+        InitError: no candidate worked.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> joint = LogJoint(lambda: pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0)))
+        >>> find_many_starts(joint, 100, seed=0).shape
+        (100, 1)
+    """
+    searched = start is None or isinstance(start, str)
+    if num_chains <= SEARCHES or not searched:
+        return find_starts(joint, num_chains, seed, start, record)
+    found = torch.from_numpy(find_starts(joint, SEARCHES, seed, start, record))
+    centres = found[torch.arange(num_chains) % SEARCHES].to(joint.device, joint.dtype)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 4)))
+    offset = torch.from_numpy(rng.normal(0.0, SPREAD, tuple(centres.shape))).to(centres)
+    offset[:SEARCHES] = 0.0
+    least = _evaluate(joint, centres)[0] - joint.dim
+    for _ in range(10):
+        far = ~(_evaluate(joint, centres + offset)[0] >= least)
+        if not far.any():
+            break
+        offset = torch.where(far[:, None], 0.5 * offset, offset)
+    else:
+        offset = torch.where(far[:, None], 0.0, offset)
+    return (centres + offset).to("cpu", torch.float64).numpy()
 
 
 def _searched(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, Tensor], chain: int) -> Tensor:
@@ -129,7 +192,9 @@ def _can_batch(joint: LogJoint, pool: Tensor) -> bool:
     return True
 
 
-def _climb(joint: LogJoint, pools: list[Tensor], given: list[Mapping[str, Tensor]]) -> list[Tensor]:
+def _climb(
+    joint: LogJoint, density: RowDensity, pools: list[Tensor], given: list[Mapping[str, Tensor]]
+) -> list[Tensor]:
     """Let the candidates of some chains climb together; one start per chain. Given sites stay as they are."""
     free = torch.ones(len(pools), joint.dim, dtype=joint.dtype, device=joint.device)
     for row, fixed in zip(free, given, strict=True):
@@ -139,7 +204,7 @@ def _climb(joint: LogJoint, pools: list[Tensor], given: list[Mapping[str, Tensor
     free = torch.repeat_interleave(free, torch.tensor(sizes, device=joint.device), dim=0)
 
     def value_and_grad(u: Tensor) -> tuple[Tensor, Tensor]:
-        lp, grad, _ = joint.value_and_grad(u)
+        lp, grad, *_ = density(u)
         return lp, grad * free
 
     path, worth = ascend(value_and_grad, torch.cat(pools), CLIMB_STEPS)
@@ -155,7 +220,7 @@ def _candidates(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, T
     rows = torch.from_numpy(rng.uniform(-2.0, 2.0, (n, joint.dim))).to(joint.device, joint.dtype)
     if len(given) < len(joint.sites):
         part = 3 * n // 4
-        from_prior = _prior_draws(joint, part, int(rng.integers(2**62)))
+        from_prior = prior_draws(joint, part, int(rng.integers(2**62)))
         usable = torch.isfinite(from_prior).all(-1, keepdim=True)
         rows[:part] = torch.where(usable, from_prior, rows[:part])
     for site in joint.sites:
@@ -164,7 +229,7 @@ def _candidates(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, T
     return rows
 
 
-def _prior_draws(joint: LogJoint, n: int, seed: int) -> Tensor:
+def prior_draws(joint: LogJoint, n: int, seed: int) -> Tensor:
     """``n`` draws from the prior, ``(n, d)``, in one vectorised run of the model where that works."""
     names = [site.name for site in joint.sites]
 
