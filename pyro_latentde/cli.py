@@ -16,12 +16,13 @@ import typer
 from pyro_latentde.data.series import Series
 from pyro_latentde.demo import run_demo
 from pyro_latentde.errors import LatentDEError
+from pyro_latentde.fitting import METHODS, fit_table, report_again
 from pyro_latentde.models import systems as zoo
 from pyro_latentde.models.systems.simulation import Simulation
 from pyro_latentde.train import RECIPES
 from pyro_latentde.train import train as run_training
 
-__all__ = ["app", "demo", "main", "simulate", "systems", "train"]
+__all__ = ["app", "demo", "fit", "main", "report", "simulate", "systems", "train"]
 
 app = typer.Typer(
     name="pyro-latentde",
@@ -142,6 +143,61 @@ def _values(parameters: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise typer.BadParameter(f"--parameter expects NAME=NUMBER, such as alpha=0.6; got {text!r}") from None
     return values
+
+
+@app.command()
+def fit(
+    system: Annotated[str, typer.Argument(help="Name of a system, or the path of a Python file with a model.")],
+    data: Annotated[Path, typer.Option(help="CSV table: a row for each series and time; empty cells are missing.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; fit_output/SYSTEM-METHOD-SEED by default.")
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "nuts",
+    series: Annotated[
+        str | None, typer.Option(help="Column that tells series apart; `series` if there is one.")
+    ] = None,
+    time: Annotated[str, typer.Option(help="Column of the times.")] = "time",
+    values: Annotated[str | None, typer.Option(help="Columns of the values, a,b; those of the system.")] = None,
+    replicates: Annotated[bool, typer.Option(help="Equal times in a series are repeated measurements.")] = False,
+    num_samples: Annotated[int | None, typer.Option(min=4, help="Draws of each chain.")] = None,
+    num_warmup: Annotated[int | None, typer.Option(min=0, help="Iterations before them.")] = None,
+    num_chains: Annotated[int | None, typer.Option(min=1, help="Number of chains.")] = None,
+    num_steps: Annotated[int | None, typer.Option(min=1, help="Updates of svi.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with the same run, if the folder holds it.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run that the folder holds.")] = False,
+) -> None:
+    """Fit a system to a table: draws, a summary, figures and a report in one folder."""
+    sizes = {"num_samples": num_samples, "num_warmup": num_warmup, "num_chains": num_chains, "num_steps": num_steps}
+    try:
+        fit_table(
+            system,
+            data,
+            Path("fit_output") / f"{Path(system).stem}-{method}-{seed}" if out is None else out,
+            method=method,
+            time_column=time,
+            series_column=series,
+            values=None if values is None else [name.strip() for name in values.split(",") if name.strip()],
+            replicates=replicates,
+            options={name: size for name, size in sizes.items() if size is not None},
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            say=typer.echo,
+        )
+    except LatentDEError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run of `pyro-latentde fit`.")],
+) -> None:
+    """Make the summary, the figures and the report of a run again, from its draws."""
+    try:
+        typer.echo(report_again(folder))
+    except LatentDEError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()

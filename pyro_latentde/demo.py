@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from pyro_latentde.analysis import plot_pair, plot_phase, plot_prior_posterior, plot_trajectories
 from pyro_latentde.data import Series, load_lynx_hare
+from pyro_latentde.fitting.metrics import collect_metrics, in_one_line
 from pyro_latentde.infer import nuts, prior
 from pyro_latentde.models.systems import lotka_volterra
 from pyro_latentde.posterior import Posterior
@@ -97,7 +97,7 @@ def run_demo(
     metrics = _metrics(posterior, table, seed)
     metrics |= {"sampling_seconds": sampled, "seconds": time.perf_counter() - began}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    say(_verdict(metrics))
+    say(in_one_line(metrics))
     say(f"{out}/: posterior.nc, metrics.json, {', '.join(FIGURES)}")
     return metrics
 
@@ -125,42 +125,11 @@ def format_table(table: pd.DataFrame) -> str:
 
 
 def _metrics(posterior: Posterior, table: pd.DataFrame, seed: int) -> dict[str, Any]:
-    def column(name: str) -> dict[str, float | None]:
-        return {site: _plain(value) for site, value in table[name].items()}
-
-    return {
-        "rhat_max": _plain(table["r_hat"].max()),
-        "ess_min": _plain(table["ess_bulk"].min()),
-        "ess_tail_min": _plain(table["ess_tail"].min()),
-        "divergences": int(posterior.stats["diverging"].sum()),
-        "ode_failed": int(posterior.stats["ode_failed"].sum()),
-        "mean": column("mean"),
-        "sd": column("sd"),
-        "rhat": column("r_hat"),
-        "ess": column("ess_bulk"),
-        "reference": {
-            "mean": {name: mean for name, (mean, _) in REFERENCE.items()},
-            "sd": {name: sd for name, (_, sd) in REFERENCE.items()},
-        },
-        "num_chains": posterior.num_chains,
-        "num_samples": posterior.num_draws,
-        "num_warmup": posterior.attrs["num_warmup"],
-        "seed": seed,
+    reference = {
+        "mean": {name: mean for name, (mean, _) in REFERENCE.items()},
+        "sd": {name: sd for name, (_, sd) in REFERENCE.items()},
     }
-
-
-def _verdict(metrics: dict[str, Any]) -> str:
-    rhat = metrics["rhat_max"]
-    return (
-        f"{'' if rhat is None else f'R-hat at most {rhat:.3f}, '}ESS at least {metrics['ess_min']:.0f}; "
-        f"after warm-up {metrics['divergences']} divergences and {metrics['ode_failed']} failed solves; "
-        f"{metrics['seconds']:.0f} s in all, {metrics['sampling_seconds']:.0f} s of them sampling"
-    )
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no NaN: R-hat of a single chain is null."""
-    return float(value) if math.isfinite(value) else None
+    return {**collect_metrics(posterior, table), "reference": reference, "seed": seed}
 
 
 def _write_figures(posterior: Posterior, before: Posterior, series: Series, out: Path, seed: int) -> None:

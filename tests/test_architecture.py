@@ -31,6 +31,7 @@ LAYERS = {
     "analysis": 5,
     "models": 6,
     "train": 7,
+    "fitting": 7,
     "demo": 7,
     "cli": 7,
     "__main__": 8,

@@ -53,8 +53,8 @@ def draw_simulation(
 
     Args:
         times: (T,) or (N, T); sorted here.
-        solution: times (T,) or (N, T) -> states (T, D) or (N, T, D).
-        observe: (states, standard normal noise) -> observed values, all (N, T, D).
+        solution: times (T,) or (N, T) -> states (T, S) or (N, T, S).
+        observe: (states, standard normal noise), both (N, T, S) -> observed values (N, T, D).
         names: names of the observed values.
         truth: values of the simulation by site.
         num_series: N, unless the times have it.
@@ -76,7 +76,7 @@ def draw_simulation(
     generator = torch.Generator().manual_seed(seed)
     z = solution(times).expand(n, -1, -1).clone()
     values = observe(z, torch.randn(z.shape, generator=generator, dtype=z.dtype))
-    gone = torch.rand(z.shape, generator=generator, dtype=z.dtype) < missing
+    gone = torch.rand(values.shape, generator=generator, dtype=z.dtype) < missing
     gone[:, 0] = False
     series = Series.from_tensors(times, values.masked_fill(gone, float("nan")), names=names)
     return Simulation(series, z, dict(truth))

@@ -212,9 +212,9 @@ class Series:
         dtype: torch.dtype = torch.float64,
     ) -> Series:
         """`from_dataframe` of a CSV file; lines that start with ``#`` are comments."""
-        import pandas as pd
+        from pyro_latentde.data._tables import read_table
 
-        frame = pd.read_csv(path, comment="#")
+        frame = read_table(path)
         return cls.from_dataframe(
             frame, time=time, values=values, series=series, inputs=inputs, covariates=covariates, dtype=dtype
         )

@@ -23,11 +23,12 @@ from pyro_latentde.infer.ensemble_run import density_of
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_kernel import ChainRecord, run_chain
 from pyro_latentde.infer.nuts_run import DENSE_UP_TO
-from pyro_latentde.infer.starts import chain_generators, prior_draws
+from pyro_latentde.infer.starts import chain_generators
 
 __all__ = ["METHODS", "Fits", "Replications", "Truths", "simulate_truths"]
 
 CANDIDATES = 12  # prior draws of each replication that climb
+SPARE = 64
 CLIMB_STEPS = 100
 SPREAD = 0.1
 MOST_ROUNDS = 20
@@ -42,15 +43,17 @@ class Truths:
     Args:
         u: unconstrained coordinates (R, d).
         data: observed site -> (R, *site shape).
+        spare: more such draws of the prior (64, d), to start from.
         num_failed: draws left out, because their solve failed or their data were not finite.
     """
 
     u: Tensor
     data: dict[str, Tensor]
-    num_failed: int
+    spare: Tensor
+    num_failed: int = 0
 
-    def __getitem__(self, rows: slice) -> Truths:
-        return Truths(self.u[rows], {name: value[rows] for name, value in self.data.items()}, 0)
+    def __getitem__(self, rows: slice | Tensor) -> Truths:
+        return Truths(self.u[rows], {name: value[rows] for name, value in self.data.items()}, self.spare)
 
     def __len__(self) -> int:
         return len(self.u)
@@ -122,7 +125,7 @@ def simulate_truths(joint: LogJoint, num: int, seed: int) -> Truths:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         for _ in range(MOST_ROUNDS):
-            values, data, good = _many(draw, num)
+            values, data, good = _many(draw, num + SPARE)
             if not data:
                 raise LatentDEError("the model observes nothing: there are no data to simulate")
             u = joint.unconstrain(values)
@@ -130,17 +133,17 @@ def simulate_truths(joint: LogJoint, num: int, seed: int) -> Truths:
             for value in data.values():
                 good = good & value.flatten(1).isfinite().all(-1)
             parts.append((u[good], {name: value[good] for name, value in data.items()}))
-            found, tried = found + int(good.sum()), tried + num
-            if found >= num:
+            found, tried = found + int(good.sum()), tried + num + SPARE
+            if found >= num + SPARE:
                 break
         else:
             raise LatentDEError(
-                f"only {found} of {tried} draws from the prior could be simulated, {num} are needed: analysis."
-                "stress_test(model) tells where they fail. A prior that hardly ever works is no prior to calibrate with."
+                f"only {found} of {tried} draws from the prior could be simulated, {num + SPARE} are needed. "
+                "analysis.stress_test(model) tells where they fail."
             )
-    u = torch.cat([part for part, _ in parts])[:num]
+    u = torch.cat([part for part, _ in parts])
     together = {name: torch.cat([data[name] for _, data in parts])[:num] for name in parts[0][1]}
-    return Truths(u, together, tried - found)
+    return Truths(u[:num], together, u[num : num + SPARE], tried - found)
 
 
 def _many(draw: Callable, num: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -164,7 +167,9 @@ class Replications:
         engine: of the log-joint; see ``batched_log_joint``.
     """
 
-    def __init__(self, joint: LogJoint, num_groups: int, num_chains: int, example: Truths, engine: str = "auto") -> None:
+    def __init__(
+        self, joint: LogJoint, num_groups: int, num_chains: int, example: Truths, engine: str = "auto"
+    ) -> None:
         self.joint, self.num_groups, self.num_chains = joint, num_groups, num_chains
         truths = self._filled(example)
         rows = truths.u.repeat_interleave(num_chains, 0).to("cpu", torch.float64).numpy()
@@ -178,19 +183,19 @@ class Replications:
         return len(truths)
 
     def starts(self, seed: int) -> Tensor:
-        """Starts (G, C, d): the best place that draws of the prior climb to, for each its own data; the truth is unseen."""
-        joint, n = self.joint, self.num_groups * CANDIDATES
-        drawn = prior_draws(joint, n, seed)
-        drawn = torch.where(drawn.isfinite().all(-1, keepdim=True), drawn, torch.zeros_like(drawn))
+        """Starts (G, C, d): the best place that draws of the prior climb to with the data; the truth is unseen."""
+        joint, spare = self.joint, self.truths.spare
+        generator = torch.Generator().manual_seed(seed)
+        picked = torch.rand(self.num_groups, len(spare), generator=generator).argsort(-1)[:, :CANDIDATES].flatten()
         data = self._rows_of(self.truths, CANDIDATES)
-        path, worth = ascend(lambda u: joint.value_and_grad(u, data)[:2], drawn, CLIMB_STEPS)
+        path, worth = ascend(lambda u: joint.value_and_grad(u, data)[:2], spare[picked.to(spare.device)], CLIMB_STEPS)
+        worth = worth.nan_to_num(nan=-torch.inf)
         path, worth = path.unflatten(1, (self.num_groups, -1)), worth.unflatten(1, (self.num_groups, -1))
         centres = []
         for g in range(self.num_groups):
             best = worth[:, g].amax(0).argmax()
             enough = worth[:, g, best] >= worth[:, g, best].max() - joint.dim
             centres.append(path[int(enough.int().argmax()), g, best])
-        generator = torch.Generator().manual_seed(seed)
         offset = torch.randn(self.num_groups, self.num_chains, joint.dim, generator=generator, dtype=torch.float64)
         centre = torch.stack(centres).double()[:, None]
         near = centre + SPREAD * offset.to(centre)
@@ -198,8 +203,7 @@ class Replications:
         return torch.where(lp.isfinite()[..., None], near, centre)
 
     def _filled(self, truths: Truths) -> Truths:
-        rows = torch.arange(self.num_groups) % len(truths)
-        return Truths(truths.u[rows], {name: value[rows] for name, value in truths.data.items()}, 0)
+        return truths[torch.arange(self.num_groups) % len(truths)]
 
     @staticmethod
     def _rows_of(truths: Truths, copies: int) -> dict[str, Tensor]:

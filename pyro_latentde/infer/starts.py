@@ -18,7 +18,7 @@ from pyro_latentde.infer.ascent import ascend
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.start_failures import explain_failure
 
-__all__ = ["chain_generators", "find_many_starts", "find_starts", "prior_draws"]
+__all__ = ["chain_generators", "find_many_starts", "find_starts"]
 
 CANDIDATES = 20
 ROUNDS = 5
@@ -220,7 +220,7 @@ def _candidates(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, T
     rows = torch.from_numpy(rng.uniform(-2.0, 2.0, (n, joint.dim))).to(joint.device, joint.dtype)
     if len(given) < len(joint.sites):
         part = 3 * n // 4
-        from_prior = prior_draws(joint, part, int(rng.integers(2**62)))
+        from_prior = _prior_draws(joint, part, int(rng.integers(2**62)))
         usable = torch.isfinite(from_prior).all(-1, keepdim=True)
         rows[:part] = torch.where(usable, from_prior, rows[:part])
     for site in joint.sites:
@@ -229,7 +229,7 @@ def _candidates(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, T
     return rows
 
 
-def prior_draws(joint: LogJoint, n: int, seed: int) -> Tensor:
+def _prior_draws(joint: LogJoint, n: int, seed: int) -> Tensor:
     """``n`` draws from the prior, ``(n, d)``, in one vectorised run of the model where that works."""
     names = [site.name for site in joint.sites]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -172,7 +173,11 @@ def build_inference_data(made: Groups) -> Any:
 
     result = arviz.InferenceData()
     for group, variables in made.data.items():
-        data = arviz.from_dict(**{group: variables}, dims=_dims_of(made, group), coords=made.coords, save_warmup=False)
+        with warnings.catch_warnings():
+            # many short chains are meant: here an array says which dimension is which
+            warnings.filterwarnings("ignore", message="More chains .* than draws")
+            dims = _dims_of(made, group)
+            data = arviz.from_dict(**{group: variables}, dims=dims, coords=made.coords, save_warmup=False)
         data[group].attrs = {**data[group].attrs, **made.attrs}
         result.add_groups({group: data[group]})
     return result

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
+from pyro_latentde.sites.solve_probe import shown
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
 
@@ -86,6 +87,7 @@ def solve_at_site(
     keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed}
     with held_weights(f) as field:
         solution = odesolve(field, y0, times, params, t0=t0, **keywords)
+        shown(name, solution, (field, y0, times, params, t0, event_dims))
         extra = requested_times(name)
         if extra is not None:
             start = solution.times[..., 0] if t0 is None else t0

@@ -201,6 +201,7 @@ TABLE_ERRORS = [
     ({"time": "t", "values": []}, "at least one row and one column"),
     ({"time": "t", "values": "x", "series": "who", "covariates": ["dose"]}, "'dose' changes within .*'b'"),
     ({"time": "t", "values": "x", "series": "x"}, "1 rows belong to no series"),
+    ({"time": "T", "values": "x"}, r"no column \['T'\].*did you mean 't'"),
 ]
 
 
@@ -208,6 +209,34 @@ TABLE_ERRORS = [
 def test_table_errors_teach(kwargs, message):
     with pytest.raises(DataError, match=message):
         Series.from_dataframe(long_table(), **kwargs)
+
+
+BAD_FILES = [
+    ("", "is empty; expected a line of column names"),
+    ("t,x\n", "has no rows, only the columns"),
+    ("t,x\n0,1\n1,2,3,4\n", "cannot be read as CSV text .*line 3"),
+    ("# counts\n\nt,x,x\n0,1,2\n", r"names \['x'\] occur more than once"),
+    ("t;x\n0;1\n", "separated by ';'; expected commas"),
+    ("t,x\n0,1\n1,n/d\n2,3\n3,?\n", "'x' holds .*; row 2 'n/d', row 4 '[?]', counted"),
+    ("t,x\n0,1\n1 pm,2\n", "'t' holds .*; row 2 '1 pm'"),
+    ("t,x\n0,1\n,2\n2,3\n,4\n", "2 rows have no time .rows 2, 4."),
+]
+
+
+@pytest.mark.parametrize("text, message", BAD_FILES, ids=[e[1] for e in BAD_FILES])
+def test_bad_files_are_explained(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        Series.from_csv(tmp_path / "x.csv", time="t", values="x")
+
+
+def test_a_file_that_is_none(tmp_path):
+    for path, message in ((tmp_path / "absent.csv", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(DataError, match=message):
+            Series.from_csv(path, time="t", values="x")
+    (tmp_path / "x.xls").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(DataError, match="Save it as CSV"):
+        Series.from_csv(tmp_path / "x.xls", time="t", values="x")
 
 
 def test_constructor_checks_shapes():

@@ -190,7 +190,8 @@ _NO_PLAN = np.zeros((1, 1))
 def _all_finite(x: np.ndarray) -> bool:
     if x.size <= 1000 and math.isfinite(x.dot(x)):  # quicker than a sum for few numbers, but squares may overflow
         return True
-    return math.isfinite(np.add.reduce(x))
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        return math.isfinite(np.add.reduce(x))
 
 
 class _Scratch(threading.local):

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration accepts right samplers, and rejects wrong ones."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_latentde.analysis import calibration
+from pyro_latentde.analysis.rank_tests import anderson_darling, rank_p_value, uniform_band
+from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
+from pyro_latentde.infer.replications import Fits
+from pyro_latentde.infer.sgmcmc_kernels import Langevin
+from pyro_latentde.sites.ode_site import ode
+
+TIMES = torch.linspace(0.0, 3.0, 6, dtype=torch.float64)
+LEVEL = 1e-3  # false alarms of each test of a right sampler; seeds are fixed
+
+
+def tensor(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+def decay(y):
+    """dx/dt = -k x, one rate and a noise, six times."""
+    k = pyro.sample("k", dist.LogNormal(tensor(0.0), 0.5))
+    noise = pyro.sample("noise", dist.LogNormal(tensor(-2.0), 0.3))
+    z = ode("z", lambda t, x, p: -p["k"] * x, tensor([2.0]), TIMES, {"k": k})
+    pyro.sample("y", dist.Normal(z[:, 0], noise).to_event(1), obs=y)
+
+
+SMALL = {"num_replications": 128, "num_chains": 8, "num_warmup": 60, "num_samples": 24, "num_ranks": 31, "batch": 64}
+
+
+@pytest.mark.parametrize("method", ["ensemble_hmc", "nuts"])
+def test_right_samplers_pass(method):
+    smaller = {"num_chains": 2, "num_samples": 60} if method == "nuts" else {}
+    found = calibration(decay, tensor([0.0] * 6), method=method, **{**SMALL, **smaller})
+    assert found.ranks.shape == (128, 2)
+    assert found.passed(LEVEL), str(found)
+    assert "no sign" in str(found)
+    # 128 replications: a coverage of .8 has a standard error of .035
+    assert np.abs(found.table["coverage80"] - 0.8).max() < 4 * 0.035
+
+
+def with_noise_doubled(batch, num_warmup, num_samples, seed):
+    """Ensemble HMC whose momenta are twice too large."""
+    chains = EnsembleChains(batch.density, batch.starts(seed), EnsembleSettings(num_warmup, num_samples, seed=seed))
+    random = chains._random
+    chains._random = lambda: (2.0 * random()[0], random()[1])
+    while not chains.finished:
+        chains.iterate()
+    return Fits(chains.draws.permute(1, 2, 0, 3), 0, 0)
+
+
+def coarse_langevin(batch, num_warmup, num_samples, seed):
+    """SGLD on all data with a step that is not small against the posterior's variance."""
+    kernel, rng, draws = Langevin(), np.random.default_rng(seed), []
+    u = batch.starts(seed).flatten(0, 1)
+    never, grad = np.zeros(len(u), bool), batch.density(u)[1]
+    for i in range(num_warmup + num_samples):
+        proposed = torch.from_numpy(kernel.move(u.numpy(), grad.numpy(), 0.1, rng.standard_normal(u.shape), never))
+        lp, there, _, _ = batch.density(proposed)
+        good = lp.isfinite()[:, None]
+        u, grad = torch.where(good, proposed, u), torch.where(good, there, grad)
+        if i >= num_warmup:
+            draws.append(u.unflatten(0, (batch.num_groups, batch.num_chains)))
+    return Fits(torch.stack(draws, dim=2), 0, 0)
+
+
+@pytest.mark.parametrize("wrong", [with_noise_doubled, coarse_langevin])
+def test_wrong_samplers_are_rejected(wrong):
+    found = calibration(decay, tensor([0.0] * 6), method=wrong, **SMALL)
+    assert not found.passed(LEVEL)
+    assert "MISCALIBRATED" in str(found)
+    assert found.facts["method"] == wrong.__name__
+
+
+def test_processes_give_the_ranks_of_one():
+    small = {**SMALL, "num_replications": 8, "batch": 4, "num_warmup": 20, "num_samples": 8, "num_ranks": 15}
+    one = calibration(decay, tensor([0.0] * 6), **small)
+    two = calibration(decay, tensor([0.0] * 6), num_jobs=2, **small)
+    assert (one.ranks.to_numpy() == two.ranks.to_numpy()).mean() > 0.9  # rounding of other threads may move a rank
+    assert one.ranks.columns.tolist() == ["k", "noise"]
+
+
+def test_draws_that_cannot_be_simulated_are_replaced():
+    def explosive(y):
+        k = pyro.sample("k", dist.LogNormal(tensor(0.0), 1.0))
+        z = ode("z", lambda t, x, p: p["k"] * x**2, tensor([0.5]), TIMES, {"k": k})  # infinite at t = 2 / k
+        pyro.sample("y", dist.Normal(z[:, 0], 0.1).to_event(1), obs=y)
+
+    found = calibration(explosive, tensor([0.0] * 6), **{**SMALL, "num_replications": 32, "batch": 32})
+    # P(k < 2 / 3) = .343: of 96 draws or more, two thirds fail
+    assert found.num_failed > 40
+    assert "could not be simulated" in str(found)
+
+
+def test_statistic_and_p_value():
+    counts = np.array([[2, 2, 2], [6, 0, 0]])
+    # by hand: below 2, 4 of 6 at q = 1/3, 2/3; and 6, 6
+    assert np.allclose(anderson_darling(counts), [0.0, (16 / (6 * 2 / 9) + 4 / (6 * 2 / 9)) / 3])
+    rng = np.random.default_rng(0)
+    p = np.array([rank_p_value(rng.integers(0, 16, 64), 15) for _ in range(400)])
+    # p-values of uniform ranks are uniform: 400 of them, shares at three levels within five standard errors
+    for level in (0.05, 0.2, 0.5):
+        assert abs((p < level).mean() - level) < 5 * np.sqrt(level * (1 - level) / 400)
+    band = uniform_band(64, 15)
+    inside = 0
+    for _ in range(400):
+        share = np.cumsum(np.bincount(rng.integers(0, 16, 64), minlength=16)) / 64 - np.arange(1, 17) / 16
+        inside += bool(((share >= band[0] - 1e-9) & (share <= band[1] + 1e-9)).all())
+    assert abs(inside / 400 - 0.99) < 5 * np.sqrt(0.99 * 0.01 / 400)
+
+
+def test_picture_shows_all_scalars():
+    found = calibration(decay, tensor([0.0] * 6), **{**SMALL, "num_replications": 16, "batch": 16})
+    figure = found.plot()
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["k", "noise"]
+
+
+def test_bad_input():
+    y = tensor([0.0] * 6)
+    with pytest.raises(LatentDEError, match="num_ranks=1000"):
+        calibration(decay, y, num_ranks=1000)
+    with pytest.raises(LatentDEError, match="ensemble_hmc"):
+        calibration(decay, y, method="gibbs")
+
+    def nothing_observed():
+        pyro.sample("k", dist.Normal(tensor(0.0), 1.0))
+
+    with pytest.raises(LatentDEError, match="observes nothing"):
+        calibration(nothing_observed, **SMALL)
