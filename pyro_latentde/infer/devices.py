@@ -73,7 +73,7 @@ class FabricDevices(OneDevice):
             self._fabric.launch()
         except TypeError as error:
             raise ValueError(
-                f"strategy: {strategy!r} spawns its processes from a running one. fit_svi runs in processes that run "
+                f"strategy: {strategy!r} spawns its processes from a running one. Expected are processes that run "
                 "the same script: strategy='ddp' in a script, or start it by torchrun; in a notebook take one device."
             ) from error
         self.rank, self.world = self._fabric.global_rank, self._fabric.world_size

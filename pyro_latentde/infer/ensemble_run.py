@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer.adaptation import Metric
 from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
+from pyro_latentde.infer.devices import OneDevice, make_devices
 from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_run import first_metric, split_rhat
@@ -26,7 +28,7 @@ from pyro_latentde.infer.stop_signal import StopSignal
 from pyro_latentde.posterior.model_sites import inspect_model
 from pyro_latentde.posterior.posterior import Posterior
 
-__all__ = ["ensemble_hmc"]
+__all__ = ["advance", "check_settings", "density_of", "ensemble_hmc", "start_ensemble", "summarise", "to_posterior"]
 
 EXPECTED_LEAPFROGS = 8  # of an iteration, for a posterior of ordinary difficulty
 
@@ -48,6 +50,10 @@ def ensemble_hmc(
     log_joint_engine: str = "auto",
     checkpoint: str | Path | None = None,
     checkpoint_minutes: float = 5.0,
+    accelerator: str | None = None,
+    devices: Any = 1,
+    strategy: str = "auto",
+    num_nodes: int = 1,
     progress: bool = True,
     **kwargs: Any,
 ) -> Posterior:
@@ -78,6 +84,10 @@ def ensemble_hmc(
         checkpoint: file that is written now and then, and gone on from when it exists: bit for bit on the same
             machine with as many threads. More ``num_samples`` than it holds draw the rest.
         checkpoint_minutes: least time between two writings.
+        accelerator: of Lightning Fabric, as in ``fit_svi``; None: where the data are.
+        devices: number of processes, or which devices; the chains are shared out, and tune themselves on all.
+        strategy: of Fabric; ``"ddp"`` in a script, or start it by torchrun.
+        num_nodes: number of machines.
         progress: show a bar on terminals, a line every half minute elsewhere.
         **kwargs: keyword arguments of the model.
 
@@ -105,71 +115,98 @@ def ensemble_hmc(
         >>> posterior.samples["mean"].shape
         torch.Size([16, 50])
     """
-    _check_settings(num_samples, num_warmup, num_chains, target_accept, max_num_steps)
-    from pyro_latentde import __version__  # the package imports this module
-
+    check_settings(num_samples, num_warmup, num_chains, target_accept, max_num_steps)
     began = time.perf_counter()
+    ranks = make_devices(accelerator, devices, strategy, num_nodes, "32-true", args[0] if args else None)
+    model, args, kwargs = ranks.place(model), ranks.place(args), ranks.place(kwargs)
     joint = LogJoint(model, args, kwargs)
     sites = inspect_model(model, *args, **kwargs)
     dense, metric = first_metric(joint.dim, dense_mass, metric)
     settings = EnsembleSettings(num_warmup, num_samples, target_accept, dense, max_num_steps, seed)
     told = {"start": start, "metric": None if metric is None else metric.inverse, "engine": log_joint_engine}
     told |= {name: value for name, value in vars(settings).items() if name != "num_samples"}
-    about = describe_run("ensemble_hmc", model, args, kwargs, num_chains=num_chains, **told)
-    file = RunFile(checkpoint, checkpoint_minutes, about)
-    if file.saved is None:
-        expected_calls = (num_warmup + num_samples) * EXPECTED_LEAPFROGS
-        batched, positions = start_ensemble(joint, num_chains, seed, start, log_joint_engine, expected_calls)
-    else:
-        file.check_length(len(file.saved["chains"]["draws"]), num_samples)
-        positions = file.saved["chains"]["points"]["q"][0].cpu().numpy()
-        batched = BatchedLogJoint(joint, positions, file.saved["engine"])
-    starts = torch.from_numpy(positions).to(joint.device)[None]
-    chains = EnsembleChains(density_of(batched), starts, settings, metric)
-    if file.saved is not None:
-        chains.load(file.saved["chains"])
-    with Progress(num_warmup + num_samples, "ensemble_hmc", progress) as bar, StopSignal() as stop:
-        _advance(chains, bar, stop, lambda: {"engine": batched.engine, "chains": chains.state()}, file)
+    about = describe_run("ensemble_hmc", model, args, kwargs, num_chains=num_chains, world=ranks.world, **told)
+    file = RunFile(_own_path(checkpoint, ranks), checkpoint_minutes, about)
+    batched, chains = _set_up(joint, settings, file, ranks, num_chains, start, metric, log_joint_engine)
+    with Progress(num_warmup + num_samples, "ensemble_hmc", progress and not ranks.rank) as bar, StopSignal() as stop:
+        advance(chains, bar, stop, lambda: {"engine": batched.engine, "chains": chains.state()}, file)
     if not chains.num_drawn:
         raise LatentDEError(
             f"interrupted during warm-up, after {chains.count} of {num_warmup} iterations: there is no draw to return."
         )
-    facts = {
-        "inference": "ensemble_hmc",
-        "seed": seed,
-        "num_chains": num_chains,
-        "num_warmup": num_warmup,
-        "num_samples": chains.num_drawn,
-        "target_accept": target_accept,
-        "dense_mass": dense,
-        "max_num_steps": max_num_steps,
-        "trajectory_length": chains.lengths[0].length,
-        "num_rescued": chains.num_rescued,
-        "sampling_time": time.perf_counter() - began,
-        "num_gradients": chains.num_gradients * num_chains,
-        "log_joint_engine": batched.engine,
-        "interrupted": not chains.finished,
-        "versions": {"pyro_latentde": __version__, "pyro": pyro.__version__, "torch": torch.__version__},
-    }
-    posterior = _to_posterior(joint, sites, chains, facts)
-    _summarise(chains, facts)
+    facts = _facts(chains, settings, batched.engine, time.perf_counter() - began)
+    posterior = to_posterior(joint, sites, chains, facts)
+    summarise(posterior, chains)
     return posterior
 
 
+def _own_path(checkpoint: str | Path | None, ranks: OneDevice) -> Path | None:
+    """Each rank keeps its own chains."""
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint)
+    return path if ranks.world == 1 else path.with_name(f"{path.name}.rank{ranks.rank}")
+
+
+def _set_up(
+    joint: LogJoint,
+    settings: EnsembleSettings,
+    file: RunFile,
+    ranks: OneDevice,
+    num_chains: int,
+    start: Any,
+    metric: Metric | None,
+    engine: str,
+) -> tuple[BatchedLogJoint, EnsembleChains]:
+    """The log-joint of this rank's chains, and the chains: at their starts, or where the checkpoint left them."""
+    own = -(-num_chains // ranks.world)
+    if file.saved is None:
+        expected_calls = (settings.num_warmup + settings.num_samples) * EXPECTED_LEAPFROGS
+        batched, positions = start_ensemble(joint, num_chains, own, settings.seed, start, engine, expected_calls)
+    else:
+        file.check_length(len(file.saved["chains"]["draws"]), settings.num_samples)
+        there = file.saved["chains"]["points"]["q"][0].to("cpu", torch.float64).numpy()
+        batched = BatchedLogJoint(joint, there, file.saved["engine"])
+        positions = np.concatenate(ranks.gather(there))
+    starts = torch.from_numpy(positions).to(joint.device)[None]
+    chains = EnsembleChains(density_of(batched), starts, settings, metric, ranks)
+    if file.saved is not None:
+        chains.load(file.saved["chains"])
+    return batched, chains
+
+
+def _facts(chains: EnsembleChains, settings: EnsembleSettings, engine: str, seconds: float) -> dict[str, Any]:
+    from pyro_latentde import __version__  # the package imports this module
+
+    return {
+        "inference": "ensemble_hmc",
+        **vars(settings),
+        "num_chains": chains.total,
+        "num_samples": chains.num_drawn,
+        "trajectory_length": chains.lengths[0].length,
+        "num_rescued": sum(chains.devices.gather(chains.num_rescued)) // chains.devices.world,
+        "sampling_time": seconds,
+        "num_gradients": chains.num_gradients * chains.total,
+        "log_joint_engine": engine,
+        "interrupted": not chains.finished,
+        "versions": {"pyro_latentde": __version__, "pyro": pyro.__version__, "torch": str(torch.__version__)},
+    }
+
+
 def start_ensemble(
-    joint: LogJoint, num_chains: int, seed: int, start: Any, engine: str, expected_calls: int
+    joint: LogJoint, num_chains: int, own: int, seed: int, start: Any, engine: str, expected_calls: int
 ) -> tuple[BatchedLogJoint, np.ndarray]:
-    """The log-joint of all chains, and their starts (C, d), which climb with it."""
+    """The log-joint of the rank's own chains, and the starts (C, d) of all, which climb with it."""
     found: list[BatchedLogJoint] = []
 
     def record(candidates: Tensor) -> Callable:
-        rows = candidates[torch.arange(num_chains) % len(candidates)].to("cpu", torch.float64).numpy()
+        rows = candidates[torch.arange(own) % len(candidates)].to("cpu", torch.float64).numpy()
         found.append(BatchedLogJoint(joint, rows, engine, expected_calls))
         return found[0].any_rows
 
     positions = find_many_starts(joint, num_chains, seed, start, record)
     if not found:
-        found.append(BatchedLogJoint(joint, positions, engine, expected_calls))
+        found.append(BatchedLogJoint(joint, positions[:own], engine, expected_calls))
     return found[0], positions
 
 
@@ -184,9 +221,7 @@ def density_of(batched: BatchedLogJoint) -> Callable:
     return density
 
 
-def _advance(
-    chains: EnsembleChains, bar: Progress, stop: StopSignal, state: Callable[[], dict], file: RunFile
-) -> None:
+def advance(chains: EnsembleChains, bar: Progress, stop: StopSignal, state: Callable[[], dict], file: RunFile) -> None:
     while not chains.finished and not stop.wanted:
         chains.iterate()
         if file.due():
@@ -204,15 +239,17 @@ def _advance(
     file.write(state())
 
 
-def _to_posterior(joint: LogJoint, sites: Any, chains: EnsembleChains, facts: dict[str, Any]) -> Posterior:
+def to_posterior(joint: LogJoint, sites: Any, chains: EnsembleChains, facts: dict[str, Any]) -> Posterior:
+    """Draws and statistics of all ranks, (chain, draw, ...)."""
     n = chains.num_drawn
-    u = chains.draws[:n, 0].transpose(0, 1).contiguous()  # (chain, draw, d)
-    stats = {name: value[:n, 0].T.contiguous() for name, value in chains.stats.items()}
+    kept = {"u": chains.draws[:n, 0], **{name: value[:n, 0] for name, value in chains.stats.items()}}
+    parts = chains.devices.gather({name: value.transpose(0, 1).contiguous() for name, value in kept.items()})
+    whole = {name: torch.cat([part[name] for part in parts]) for name in kept}
     with torch.no_grad():
-        samples = joint.constrain(u.to(joint.device, joint.dtype))
+        samples = joint.constrain(whole.pop("u").to(joint.device, joint.dtype))
     return Posterior(
         samples={name: value.cpu() for name, value in samples.items()},
-        stats=stats,
+        stats=whole,
         sites=sites,
         model=joint.model,
         args=joint.args,
@@ -221,15 +258,15 @@ def _to_posterior(joint: LogJoint, sites: Any, chains: EnsembleChains, facts: di
     )
 
 
-def _summarise(chains: EnsembleChains, facts: dict[str, Any]) -> None:
+def summarise(posterior: Posterior, chains: EnsembleChains) -> None:
     """One line through the logger: information if all is well, a warning if a reader must act."""
-    n = chains.num_drawn
-    divergent = int(chains.stats["diverging"][:n].sum())
-    failed = int(chains.stats["ode_failed"][:n].sum())
+    facts, n = posterior.attrs, chains.num_drawn
+    divergent = int(posterior.stats["diverging"].sum())
+    failed = int(posterior.stats["ode_failed"].sum())
     worst = split_rhat(chains.draws[:n, 0].transpose(0, 1).numpy()).max()
     at_limit = facts["trajectory_length"] >= 0.9 * facts["max_num_steps"] * chains.step_sizes[0]
     line = (
-        f"ensemble_hmc: {facts['num_chains']} chains x {n} draws in {facts['sampling_time']:.1f} s, "
+        f"{facts['inference']}: {facts['num_chains']} chains x {n} draws in {facts['sampling_time']:.1f} s, "
         f"{facts['num_gradients']} gradients; {divergent} divergences, {failed} failed solves, "
         f"{facts['num_rescued']} chains moved in warm-up, R-hat at most {worst:.3f}."
     )
@@ -245,7 +282,7 @@ def _summarise(chains: EnsembleChains, facts: dict[str, Any]) -> None:
     (_log.warning if advice else _log.info)(" ".join([line, *advice]))
 
 
-def _check_settings(
+def check_settings(
     num_samples: int, num_warmup: int, num_chains: int, target_accept: float, max_num_steps: int
 ) -> None:
     for name, value, least in (

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -314,3 +315,40 @@ def test_length_needs_at_least_two_moving_chains():
     x = torch.zeros(4, 2, dtype=torch.float64)
     length.update(x, x * torch.nan, x, torch.zeros(4), 1.0)
     assert length.length == 1.0
+
+
+RANKS = """
+import sys, torch, pyro, pyro.distributions as dist
+from pyro_latentde.infer import ensemble_hmc
+torch.set_num_threads(1)
+def model(y):
+    x = pyro.sample("x", dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x.sum(), 0.3), obs=y)
+posterior = ensemble_hmc(model, torch.tensor(0.4, dtype=torch.float64), num_chains=8, num_warmup=15, num_samples=5,
+                         progress=False, **eval(sys.argv[2]))
+torch.save(posterior["x"], sys.argv[1])
+"""
+
+
+def test_two_processes_draw_what_one_draws(tmp_path):
+    """Gloo this time, started as torchrun starts them; 20 iterations."""
+    alone = [sys.executable, "-c", RANKS, str(tmp_path / "alone"), "{}"]
+    assert subprocess.run(alone, timeout=240, check=False).returncode == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    base = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    base |= {"PYTHONWARNINGS": "ignore", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    ddp = "{'devices': 2, 'accelerator': 'cpu', 'strategy': 'ddp'}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(tmp_path / f"rank{rank}"), ddp],
+            env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "x"},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    draws = torch.load(tmp_path / "alone", weights_only=True)
+    for rank in range(2):
+        both = torch.load(tmp_path / f"rank{rank}", weights_only=True)
+        assert torch.allclose(both, draws, rtol=0, atol=1e-10)
