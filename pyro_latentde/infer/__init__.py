@@ -4,6 +4,7 @@
 from pyro_latentde.infer import schedules
 from pyro_latentde.infer.ensemble_run import ensemble_hmc
 from pyro_latentde.infer.fit import Fit
+from pyro_latentde.infer.horizon import lengthen
 from pyro_latentde.infer.neural_posterior import npe
 from pyro_latentde.infer.nuts_run import nuts
 from pyro_latentde.infer.prior_draws import prior
@@ -17,6 +18,7 @@ __all__ = [
     "Sleep",
     "ensemble_hmc",
     "fit_svi",
+    "lengthen",
     "npe",
     "nuts",
     "prior",

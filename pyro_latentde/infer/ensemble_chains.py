@@ -55,6 +55,7 @@ class EnsembleChains:
         settings: of the run.
         metric: where warm-up begins, the same for all groups; by default the unit metric.
         devices: ranks, each of which advances its share of the chains.
+        informed: whether the metric is better than a few draws; by default any that is given.
 
     Attributes:
         count: finished iterations.
@@ -73,6 +74,7 @@ class EnsembleChains:
         settings: EnsembleSettings,
         metric: Metric | None = None,
         devices: OneDevice | None = None,
+        informed: bool | None = None,
     ) -> None:
         self.density, self.settings = density, settings
         self.devices = OneDevice() if devices is None else devices
@@ -87,7 +89,7 @@ class EnsembleChains:
         self.points = Points.at(density, q[:, self.own])
         self.generator = torch.Generator().manual_seed(settings.seed)
         first = Metric.identity(dim, settings.dense_mass) if metric is None else metric
-        self.metrics, self.informed = [first] * groups, metric is not None
+        self.metrics, self.informed = [first] * groups, metric is not None if informed is None else informed
         self.scale = root_of(self.metrics, q.device)
         self.windows = {stop: start for start, stop in adaptation_windows(settings.num_warmup, self.informed)}
         self.window: list[tuple[Tensor, Tensor, Tensor]] = []

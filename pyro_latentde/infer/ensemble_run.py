@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
 from pyro_latentde.infer.devices import OneDevice, make_devices
 from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
 from pyro_latentde.infer.log_joint import LogJoint
-from pyro_latentde.infer.nuts_run import first_metric, split_rhat
+from pyro_latentde.infer.nuts_run import DENSE_UP_TO, first_metric, first_scales, split_rhat, versions
 from pyro_latentde.infer.progress import Progress
 from pyro_latentde.infer.run_file import RunFile, describe_run
 from pyro_latentde.infer.starts import find_many_starts
@@ -28,7 +27,16 @@ from pyro_latentde.infer.stop_signal import StopSignal
 from pyro_latentde.posterior.model_sites import inspect_model
 from pyro_latentde.posterior.posterior import Posterior
 
-__all__ = ["advance", "check_settings", "density_of", "ensemble_hmc", "start_ensemble", "summarise", "to_posterior"]
+__all__ = [
+    "advance",
+    "check_settings",
+    "density_of",
+    "ensemble_hmc",
+    "facts_of",
+    "start_ensemble",
+    "summarise",
+    "to_posterior",
+]
 
 EXPECTED_LEAPFROGS = 8  # of an iteration, for a posterior of ordinary difficulty
 
@@ -106,7 +114,7 @@ def ensemble_hmc(
         Carlo, AISTATS.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 10.0))
         ...     pyro.sample("y", dist.Normal(mean, 1.0).expand([3]).to_event(1), obs=y)
@@ -125,7 +133,11 @@ def ensemble_hmc(
     settings = EnsembleSettings(num_warmup, num_samples, target_accept, dense, max_num_steps, seed)
     told = {"start": start, "metric": None if metric is None else metric.inverse, "engine": log_joint_engine}
     told |= {name: value for name, value in vars(settings).items() if name != "num_samples"}
-    about = describe_run("ensemble_hmc", model, args, kwargs, num_chains=num_chains, world=ranks.world, **told)
+    about = (
+        {}
+        if checkpoint is None
+        else describe_run("ensemble_hmc", model, args, kwargs, num_chains=num_chains, world=ranks.world, **told)
+    )
     file = RunFile(_own_path(checkpoint, ranks), checkpoint_minutes, about)
     batched, chains = _set_up(joint, settings, file, ranks, num_chains, start, metric, log_joint_engine)
     with Progress(num_warmup + num_samples, "ensemble_hmc", progress and not ranks.rank) as bar, StopSignal() as stop:
@@ -134,7 +146,7 @@ def ensemble_hmc(
         raise LatentDEError(
             f"interrupted during warm-up, after {chains.count} of {num_warmup} iterations: there is no draw to return."
         )
-    facts = _facts(chains, settings, batched.engine, time.perf_counter() - began)
+    facts = facts_of(chains, settings, batched.engine, time.perf_counter() - began)
     posterior = to_posterior(joint, sites, chains, facts)
     summarise(posterior, chains)
     return posterior
@@ -168,16 +180,19 @@ def _set_up(
         there = file.saved["chains"]["points"]["q"][0].to("cpu", torch.float64).numpy()
         batched = BatchedLogJoint(joint, there, file.saved["engine"])
         positions = np.concatenate(ranks.gather(there))
+    informed = metric is not None
+    if metric is None and joint.dim > DENSE_UP_TO and not settings.dense_mass:
+        found = ranks.gather(first_scales(batched, positions[:own], settings.seed).inverse)
+        metric = Metric(np.mean(found, axis=0))
     starts = torch.from_numpy(positions).to(joint.device)[None]
-    chains = EnsembleChains(density_of(batched), starts, settings, metric, ranks)
+    chains = EnsembleChains(density_of(batched), starts, settings, metric, ranks, informed=informed)
     if file.saved is not None:
         chains.load(file.saved["chains"])
     return batched, chains
 
 
-def _facts(chains: EnsembleChains, settings: EnsembleSettings, engine: str, seconds: float) -> dict[str, Any]:
-    from pyro_latentde import __version__  # the package imports this module
-
+def facts_of(chains: EnsembleChains, settings: EnsembleSettings, engine: str, seconds: float) -> dict[str, Any]:
+    """The attributes of a posterior."""
     return {
         "inference": "ensemble_hmc",
         **vars(settings),
@@ -189,7 +204,7 @@ def _facts(chains: EnsembleChains, settings: EnsembleSettings, engine: str, seco
         "num_gradients": chains.num_gradients * chains.total,
         "log_joint_engine": engine,
         "interrupted": not chains.finished,
-        "versions": {"pyro_latentde": __version__, "pyro": pyro.__version__, "torch": str(torch.__version__)},
+        "versions": versions(),
     }
 
 
@@ -222,6 +237,7 @@ def density_of(batched: BatchedLogJoint) -> Callable:
 
 
 def advance(chains: EnsembleChains, bar: Progress, stop: StopSignal, state: Callable[[], dict], file: RunFile) -> None:
+    """Iterate to the end or until a stop is wanted; write the state and show the progress now and then."""
     while not chains.finished and not stop.wanted:
         chains.iterate()
         if file.due():
@@ -285,6 +301,7 @@ def summarise(posterior: Posterior, chains: EnsembleChains) -> None:
 def check_settings(
     num_samples: int, num_warmup: int, num_chains: int, target_accept: float, max_num_steps: int
 ) -> None:
+    """Refuse settings that no run can have."""
     for name, value, least in (
         ("num_samples", num_samples, 1),
         ("num_warmup", num_warmup, 0),

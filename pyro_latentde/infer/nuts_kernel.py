@@ -11,10 +11,13 @@ counter: two neighbours of equal size are merged as soon as the right one is com
 of the original algorithm without recursion, with memory proportional to the depth.
 """
 
+import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import numpy as np
+import torch
 
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.adaptation import DualAveraging, Metric, adaptation_windows
@@ -50,9 +53,13 @@ class ChainRecord:
         num_gradients: leapfrog steps so far.
         num_divergent, num_failed: divergent iterations and failed solves so far, warm-up included.
         step_size: of the last iteration.
+        boundary: what the chain goes on from after its last finished iteration, if it `keeps` that.
     """
 
-    def __init__(self, num_iterations: int, dim: int) -> None:
+    def __init__(self, num_iterations: int, dim: int, keeps: bool = False) -> None:
+        self.keeps = keeps
+        self.boundary: dict[str, Any] | None = None
+        self.boundary_count = 0
         self.positions = np.empty((num_iterations, dim))
         self.stats = {name: np.zeros(num_iterations, kind) for name, kind in STAT_NAMES.items()}
         self.count = self.num_gradients = self.num_divergent = self.num_failed = 0
@@ -69,6 +76,46 @@ class ChainRecord:
         self.num_divergent += values[2]
         self.num_failed += values[8]
         self.count = i + 1
+
+    def state(self) -> dict[str, Any]:
+        """All finished iterations and the boundary after them, as tensors and plain types."""
+        if self.boundary is None:
+            return {"count": 0}
+        point, step, metric, adapt, rng = self.boundary.values()
+        n = self.boundary_count
+        return {
+            "count": n,
+            "positions": torch.from_numpy(self.positions[:n].copy()),
+            "stats": {name: torch.from_numpy(column[:n].copy()) for name, column in self.stats.items()},
+            "point": [torch.from_numpy(point.q), point.lp, torch.from_numpy(np.array(point.grad))],
+            "step": step,
+            "metric": torch.from_numpy(metric.inverse.copy()),
+            "adapt": adapt,
+            "rng": json.dumps(rng),  # its numbers have 128 bits
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        n = state["count"]
+        if not n:
+            return
+        self.positions[:n] = state["positions"].numpy()
+        for name, column in state["stats"].items():
+            self.stats[name][:n] = column.numpy()
+        q, lp, grad = state["point"]
+        point = _Point(q.numpy(), q.numpy(), q.numpy(), lp, grad.numpy())
+        self.boundary = {
+            "point": point,
+            "step": state["step"],
+            "metric": Metric(state["metric"].numpy()),
+            "adapt": state["adapt"],
+            "rng": json.loads(state["rng"]),
+        }
+        self.count = self.boundary_count = n
+        self.num_gradients = int(self.stats["n_steps"][:n].sum())
+        self.num_divergent = int(self.stats["diverging"][:n].sum())
+        self.num_failed = int(self.stats["ode_failed"][:n].sum())
+        self.step_size = float(self.stats["step_size"][n - 1])
 
 
 class _Point:
@@ -226,6 +273,7 @@ def run_chain(
     max_tree_depth: int = 10,
     dense_mass: bool = True,
     metric: Metric | None = None,
+    informed: bool | None = None,
 ) -> Asking:
     """Run one chain from ``q``: yields positions ``(d,)``, expects an ``Answer`` for each, fills ``record``.
 
@@ -234,7 +282,7 @@ def run_chain(
 
     Args:
         q: ``(d,)`` float64 start with a finite log-density and gradient.
-        record: made for ``num_warmup + num_samples`` iterations.
+        record: made for ``num_warmup + num_samples`` iterations; from one that was loaded the chain goes on.
         rng: the only source of randomness of the chain.
         num_warmup: iterations that adapt step size and metric.
         num_samples: iterations after that.
@@ -242,6 +290,7 @@ def run_chain(
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` leapfrog steps.
         dense_mass: adapt a full covariance, or variances only.
         metric: the metric at the start, of that kind; by default the unit metric.
+        informed: whether that metric is better than a few draws; by default any that is given.
 
     Yields:
         Positions where log-density and gradient are wanted.
@@ -263,14 +312,19 @@ def run_chain(
         >>> record.positions.shape
         (150, 2)
     """
-    lp, grad, _, _ = yield q
-    windows = adaptation_windows(num_warmup, informed=metric is not None)
-    metric = Metric.identity(len(q), dense_mass) if metric is None else metric
-    point = _Point(q, q, q, lp, grad)
-    step = yield from _find_step_size(point, 1.0, metric, rng)
-    adapt = DualAveraging(step, target_accept)
+    windows = adaptation_windows(num_warmup, informed=metric is not None if informed is None else informed)
     window_starts = {stop: start for start, stop in windows}
-    for i in range(num_warmup + num_samples):
+    if record.boundary is None:
+        lp, grad, _, _ = yield q
+        metric = Metric.identity(len(q), dense_mass) if metric is None else metric
+        point = _Point(q, q, q, lp, grad)
+        step = yield from _find_step_size(point, 1.0, metric, rng)
+        adapt = DualAveraging(step, target_accept)
+    else:
+        point, step, metric, saved, rng.bit_generator.state = record.boundary.values()
+        adapt = DualAveraging(step, target_accept)
+        vars(adapt).update(saved)
+    for i in range(record.count, num_warmup + num_samples):
         p = metric.momentum(rng)
         point = _Point(point.q, p, metric.velocity(p), point.lp, point.grad)
         point, tally, depth = yield from _transition(point, step, metric, rng, max_tree_depth)
@@ -287,3 +341,7 @@ def run_chain(
                 adapt.restart(step)
             if i + 1 == num_warmup:
                 step = adapt.average
+        if record.keeps:
+            kept = (point, step, metric, dict(vars(adapt)), rng.bit_generator.state)
+            record.boundary = dict(zip(("point", "step", "metric", "adapt", "rng"), kept, strict=True))
+            record.boundary_count = i + 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,17 @@ import torch
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.adaptation import Metric
 from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
+from pyro_latentde.infer.curvature import probe_metric
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_kernel import ChainRecord, run_chain
 from pyro_latentde.infer.progress import Progress
+from pyro_latentde.infer.run_file import RunFile, describe_run
 from pyro_latentde.infer.starts import chain_generators, find_starts
 from pyro_latentde.infer.stop_signal import StopSignal
 from pyro_latentde.posterior.model_sites import ModelSites, inspect_model
 from pyro_latentde.posterior.posterior import Posterior
 
-__all__ = ["first_metric", "nuts", "split_rhat"]
+__all__ = ["first_metric", "first_scales", "nuts", "split_rhat", "versions"]
 
 _log = logging.getLogger("pyro_latentde")
 
@@ -48,6 +51,8 @@ def nuts(
     start: Any = None,
     metric: np.ndarray | torch.Tensor | None = None,
     log_joint_engine: str = "auto",
+    checkpoint: str | Path | None = None,
+    checkpoint_minutes: float = 5.0,
     progress: bool = True,
     **kwargs: Any,
 ) -> Posterior:
@@ -75,6 +80,9 @@ def nuts(
             model's order, known from elsewhere: warm-up begins with it, and can be shorter.
         log_joint_engine: ``"auto"``, ``"loop"``, ``"eager"``, ``"traced"`` or ``"compiled"``; see
             ``batched_log_joint``.
+        checkpoint: file that is written now and then, and gone on from when it exists: bit for bit on the same
+            machine with as many threads. More ``num_samples`` than it holds draw the rest.
+        checkpoint_minutes: least time between two writings.
         progress: show a bar on terminals, a line every half minute elsewhere.
         **kwargs: keyword arguments of the model.
 
@@ -88,6 +96,7 @@ def nuts(
         ShapeError, DataError, LatentDEError: the model cannot be sampled, and why.
         InitError: no start with a finite log-density and gradient.
         LatentDEError: interrupted before the first draw.
+        CheckpointError: the checkpoint is of another run, or damaged; it is left alone.
 
     References:
         Hoffman & Gelman (2014), The No-U-Turn Sampler, JMLR 15.
@@ -103,16 +112,10 @@ def nuts(
         torch.Size([4, 50])
     """
     _check_settings(num_samples, num_warmup, num_chains, target_accept, max_tree_depth)
-    from pyro_latentde import __version__  # the package imports this module
-
     began = time.perf_counter()
     joint = LogJoint(model, args, kwargs)
     sites = inspect_model(model, *args, **kwargs)  # before the work: it may find fault with the model
     dense, metric = first_metric(joint.dim, dense_mass, metric)
-    positions = find_starts(joint, num_chains, seed, start)
-    expected_calls = (num_warmup + num_samples) * EXPECTED_LEAPFROGS
-    batched = BatchedLogJoint(joint, positions, log_joint_engine, expected_calls)
-    records = [ChainRecord(num_warmup + num_samples, joint.dim) for _ in range(num_chains)]
     settings = {
         "num_warmup": num_warmup,
         "num_samples": num_samples,
@@ -120,28 +123,70 @@ def nuts(
         "max_tree_depth": max_tree_depth,
         "dense_mass": dense,
     }
+    told = {name: value for name, value in settings.items() if name != "num_samples"} | {"seed": seed, "start": start}
+    told |= {"metric": None if metric is None else metric.inverse, "engine": log_joint_engine}
+    about = {} if checkpoint is None else describe_run("nuts", model, args, kwargs, num_chains=num_chains, **told)
+    file = RunFile(checkpoint, checkpoint_minutes, about)
+    records = [ChainRecord(num_warmup + num_samples, joint.dim, keeps=file.kept) for _ in range(num_chains)]
+    starts, engine = _begin(joint, records, file, settings, seed, start, log_joint_engine)
+    batched = BatchedLogJoint(joint, starts, engine, (num_warmup + num_samples) * EXPECTED_LEAPFROGS)
+    informed = metric is not None
+    metric = first_scales(batched, starts, seed) if metric is None and joint.dim > DENSE_UP_TO else metric
     chains = [
-        run_chain(q.copy(), record, rng, metric=metric, **settings)
-        for q, record, rng in zip(positions, records, chain_generators(seed, num_chains), strict=True)
+        run_chain(q.copy(), record, rng, metric=metric, informed=informed, **settings)
+        for q, record, rng in zip(starts, records, chain_generators(seed, num_chains), strict=True)
     ]
+
+    def save() -> None:
+        state = {"engine": batched.engine, "starts": torch.from_numpy(starts)}
+        file.write({**state, "chains": [record.state() for record in records]})
+
     with Progress(num_chains * (num_warmup + num_samples), "nuts", progress) as bar, StopSignal() as stop:
-        _advance(chains, records, batched, positions, bar, stop)
+        _advance(chains, records, batched, starts.copy(), bar, stop, file, save)
     drawn = _count_draws(records, num_warmup, num_samples)
-    facts = {
-        "inference": "nuts",
-        "seed": seed,
-        "num_chains": num_chains,
-        **settings,
-        "num_samples": drawn,
+    facts = {"inference": "nuts", "seed": seed, "num_chains": num_chains, **settings, "num_samples": drawn}
+    facts |= {
         "sampling_time": time.perf_counter() - began,
         "num_gradients": sum(record.num_gradients for record in records),
         "log_joint_engine": batched.engine,
         "interrupted": stop.wanted and drawn < num_samples,
-        "versions": {"pyro_latentde": __version__, "pyro": pyro.__version__, "torch": torch.__version__},
+        "versions": versions(),
     }
     posterior = _to_posterior(joint, sites, records, num_warmup, facts)
     _summarise(records, num_warmup, drawn, facts)
     return posterior
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that draws depend on."""
+    from pyro_latentde import __version__  # the package imports this module
+
+    return {"pyro_latentde": __version__, "pyro": pyro.__version__, "torch": str(torch.__version__)}
+
+
+def _begin(
+    joint: LogJoint,
+    records: list[ChainRecord],
+    file: RunFile,
+    settings: dict[str, Any],
+    seed: int,
+    start: Any,
+    engine: str,
+) -> tuple[np.ndarray, str]:
+    """Starts and engine: searched for, or those of the checkpoint, whose chains go into the records."""
+    if file.saved is None:
+        return find_starts(joint, len(records), seed, start), engine
+    most = max(chain["count"] for chain in file.saved["chains"])
+    file.check_length(most - settings["num_warmup"], settings["num_samples"])
+    for record, chain in zip(records, file.saved["chains"], strict=True):
+        record.load(chain)
+    return file.saved["starts"].numpy(), file.saved["engine"]
+
+
+def first_scales(batched: Callable, starts: np.ndarray, seed: int) -> Metric:
+    """A metric from the curvature at the starts, for posteriors of many coordinates."""
+    with np.errstate(all="ignore"):
+        return probe_metric(batched, starts, chain_generators(seed, 1, stream=5)[0])
 
 
 def first_metric(dim: int, dense: bool | None, given: Any) -> tuple[bool, Metric | None]:
@@ -160,11 +205,17 @@ def _advance(
     positions: np.ndarray,
     bar: Progress,
     stop: StopSignal,
+    file: RunFile,
+    save: Callable[[], None],
 ) -> None:
     """Answer the chains until all have ended or a stop is wanted; ended chains leave their last row."""
-    active = list(range(len(chains)))
-    for chain in active:
-        positions[chain] = next(chains[chain])
+    active = []
+    for chain, asking in enumerate(chains):
+        try:
+            positions[chain] = next(asking)
+            active.append(chain)
+        except StopIteration:  # its checkpoint was complete
+            pass
     calls = 0
     # infinities are answers here: a step too large, a momentum that overflows
     with np.errstate(all="ignore"):
@@ -182,6 +233,9 @@ def _advance(
             calls += 1
             if calls % _CALLS_BETWEEN_LOOKS == 0 and bar.due():
                 _show(records, bar)
+            if file.due():
+                save()
+    save()
     _show(records, bar)
 
 

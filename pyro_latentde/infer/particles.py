@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from pyro_latentde.infer.adaptation import Metric
 from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
 from pyro_latentde.infer.ensemble_kernel import Density
 
-__all__ = ["Step", "White", "bridge", "effective_size", "next_temperature", "resample", "without_data"]
+__all__ = ["Step", "White", "bridge", "effective_size", "move", "next_temperature", "resample", "without_data"]
 
 LEAST_EFFECTIVE = 0.5  # of the particles, after any one reweighting
 MOST_STEPS = 200  # from one density to the next
@@ -53,6 +52,7 @@ def without_data(model: Callable) -> Callable:
 
     Example:
         >>> import pyro, pyro.distributions as dist
+        >>> from pyro import poutine
         >>> def model():
         ...     x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
         ...     pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(100.0))

@@ -131,7 +131,7 @@ def simulate_truths(joint: LogJoint, num: int, seed: int) -> Truths:
             u = joint.unconstrain(values)
             good = good & u.isfinite().all(-1)
             for value in data.values():
-                good = good & value.flatten(1).isfinite().all(-1)
+                good = good & value.reshape(len(value), -1).isfinite().all(-1)
             parts.append((u[good], {name: value[good] for name, value in data.items()}))
             found, tried = found + int(good.sum()), tried + num + SPARE
             if found >= num + SPARE:

@@ -22,6 +22,7 @@ __all__ = ["chain_generators", "find_many_starts", "find_starts"]
 
 CANDIDATES = 20
 ROUNDS = 5
+FEWEST, MOST_NUMBERS = 4, 4000
 CLIMB_STEPS = 150
 # Places that are searched for where there are many chains, and how far around them the others start.
 SEARCHES, SPREAD = 16, 0.1
@@ -166,7 +167,9 @@ def _searched(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, Ten
     complete = len(given) == len(joint.sites)
     tried: list[Tensor] = []
     for _ in range(1 if complete else ROUNDS):
-        tried.append(_candidates(joint, rng, given, 1 if complete else CANDIDATES))
+        # thousands of coordinates are series of a population: their sum tells candidates apart, and each costs a lot
+        number = min(CANDIDATES, max(FEWEST, MOST_NUMBERS // joint.dim))
+        tried.append(_candidates(joint, rng, given, 1 if complete else number))
         lp, _, _ = _evaluate(joint, tried[-1])
         if torch.isfinite(lp).any():
             order = lp.argsort(descending=True)

@@ -256,40 +256,50 @@ def test_checkpoints_of_other_runs_are_refused_and_left_alone(tmp_path):
 
 SLOW = """
 import sys, torch, pyro, pyro.distributions as dist
-from pyro_latentde.infer import ensemble_hmc
+from pyro_latentde import infer
 torch.set_num_threads(1)
 def model():
     x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     pyro.sample("y", dist.Normal(x.sum(), 0.1), obs=torch.tensor(0.4))
-posterior = ensemble_hmc(model, num_chains=8, num_warmup=40, num_samples=int(sys.argv[2]), progress=False,
+posterior = getattr(infer, sys.argv[3])(model, num_chains=8, num_warmup=40, num_samples=int(sys.argv[2]), progress=False,
                          checkpoint=sys.argv[1], checkpoint_minutes=0)
 torch.save(posterior["x"], sys.argv[1] + ".draws")
 """
 
 
-def _start(path, num_samples):
-    return subprocess.Popen([sys.executable, "-c", SLOW, str(path), str(num_samples)])
+def _start(path, num_samples, sampler):
+    return subprocess.Popen([sys.executable, "-c", SLOW, str(path), str(num_samples), sampler])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_loses_nothing_before_its_checkpoint(tmp_path, number):
+def _draws(path, sampler):
+    """Draws of each chain in a checkpoint, (chain, draw, 3), as few as the shortest chain has."""
+    saved = torch.load(path, weights_only=True)["state"]["chains"]
+    if sampler == "ensemble_hmc":
+        assert saved["counts"]["count"] > 0
+        return saved["draws"][:, 0].transpose(0, 1)
+    shortest = min(chain["count"] for chain in saved)
+    return torch.stack([chain["positions"][40:shortest] for chain in saved]) if shortest > 40 else torch.zeros(8, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "number"),
+    [("ensemble_hmc", signal.SIGKILL), ("ensemble_hmc", signal.SIGTERM), ("nuts", signal.SIGKILL)],
+)
+def test_a_killed_run_loses_nothing_before_its_checkpoint(tmp_path, sampler, number):
     path = tmp_path / "run.pt"
-    process = _start(path, 100_000)
+    process = _start(path, 100_000, sampler)
     while not path.exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.3)
     os.kill(process.pid, number)
     code = process.wait(timeout=120)
-    saved = torch.load(path, weights_only=True)["state"]["chains"]
-    draws = saved["draws"]
-    assert saved["counts"]["count"] > 0
-    if number == signal.SIGTERM and len(draws):  # valid draws came back; all of them are in the file
+    draws = _draws(path, sampler)
+    if number == signal.SIGTERM and draws.shape[1]:  # valid draws came back; all of them are in the file
         assert code == 0
-        assert torch.load(str(path) + ".draws", weights_only=True).shape == (8, len(draws), 3)
-    wanted = len(draws) + 5
-    assert _start(path, wanted).wait(timeout=120) == 0
+        assert torch.load(str(path) + ".draws", weights_only=True).shape == draws.shape
+    assert _start(path, draws.shape[1] + 50, sampler).wait(timeout=120) == 0
     resumed = torch.load(str(path) + ".draws", weights_only=True)
-    assert torch.equal(resumed[:, : len(draws)].double(), draws[:, 0].transpose(0, 1).float().double())
+    assert torch.equal(resumed[:, : draws.shape[1]], draws.float())
 
 
 def test_settings_are_checked():
