@@ -11,11 +11,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE, VIDEOS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLE, TRUST, VIDEOS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MOST_LINES = 25
 
 
-@pytest.mark.parametrize("example", [EXAMPLE, VIDEOS])
+@pytest.mark.parametrize("example", [EXAMPLE, TRUST, VIDEOS])
 def test_example_is_short(example):
     assert sum(bool(line.strip()) for line in example.splitlines()) <= MOST_LINES
 
@@ -38,6 +38,25 @@ def test_example_runs(monkeypatch, tmp_path):
     assert {"posterior", "posterior_predictive", "log_likelihood"} <= {g.strip("/") for g in idata.groups()}
     idata.close()
     assert matplotlib.image.imread(tmp_path / "forecast.png").std() > 0.05
+
+
+def test_example_of_trust_runs(monkeypatch, tmp_path, capsys):
+    """Only the numbers of chains and draws are changed."""
+    code = TRUST
+    for printed, few in (
+        ("num_chains=64", "num_chains=16, num_warmup=100, num_samples=30, progress=False"),
+        ("stress_test(sir.model, school)", "stress_test(sir.model, school, num_draws=50)"),
+    ):
+        assert code.count(printed) == 1
+        code = code.replace(printed, few)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    # published: beta 1.73 (.05); 480 draws, of which a tenth effective would be .007 off
+    assert names["posterior"]["beta"].mean().item() == pytest.approx(1.73, abs=0.05)
+    assert (tmp_path / "school.pt").exists()
+    printed = capsys.readouterr().out
+    assert "Pareto" in printed and "beta" in printed
 
 
 def test_example_of_videos_runs(capsys):

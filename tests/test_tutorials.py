@@ -19,6 +19,8 @@ NOTEBOOKS = (
     "02_pendulum_videos.ipynb",
     "03_irregular_series.ipynb",
     "04_known_unknowns.ipynb",
+    "07_identifiability.ipynb",
+    "08_trust.ipynb",
 )
 LARGEST = 1_500_000  # bytes
 PRIVATE = (f"{Path.home()}/", f"{FOLDER.parent}/", f"{tempfile.gettempdir()}/", "site-packages", "Traceback")

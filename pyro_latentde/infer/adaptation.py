@@ -115,14 +115,16 @@ class Metric:
         return cls(inverse)
 
     @classmethod
-    def estimate(cls, draws: np.ndarray, dense: bool) -> "Metric":
+    def estimate(cls, draws: np.ndarray, dense: bool, guess: np.ndarray | None = None) -> "Metric":
         """Estimate the metric from ``draws`` of shape ``(n, d)``, shrunk towards a small multiple of one as
-        in Stan.
+        in Stan, or towards variances ``guess`` ``(d,)``, which count as five draws.
 
         With fewer than 1.5 d draws a covariance is close to singular, and variances are safer.
         """
         n = len(draws)
         shrink = n / (n + 5.0)
+        if guess is not None and not dense:
+            return cls(shrink * draws.var(axis=0, ddof=1) + (1.0 - shrink) * guess)
         floor = 1e-3 * 5.0 / (n + 5.0)
         if not dense or n < 1.5 * draws.shape[1]:
             return cls(shrink * draws.var(axis=0, ddof=1) + floor)

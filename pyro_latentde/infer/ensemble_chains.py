@@ -61,7 +61,8 @@ class EnsembleChains:
         count: finished iterations.
         draws: (num_samples, G, C, d) of this rank, on the CPU.
         stats: name -> (num_samples, G, C).
-        num_divergent, num_failed, num_rescued: so far, warm-up included, this rank.
+        num_divergent, num_divergent_solves, num_failed, num_solver_steps, num_rescued: so far, warm-up included, this
+            rank; the second are divergences with a failed solve on the way.
 
     Raises:
         LatentDEError: fewer than 4 chains in a group, or ranks that do not divide them.
@@ -90,12 +91,14 @@ class EnsembleChains:
         self.generator = torch.Generator().manual_seed(settings.seed)
         first = Metric.identity(dim, settings.dense_mass) if metric is None else metric
         self.metrics, self.informed = [first] * groups, metric is not None if informed is None else informed
+        self.guess = first.inverse if metric is not None and informed is False else None
         self.scale = root_of(self.metrics, q.device)
         self.windows = {stop: start for start, stop in adaptation_windows(settings.num_warmup, self.informed)}
         self.window: list[tuple[Tensor, Tensor, Tensor]] = []
         self.steps: list[DualAveraging] = []
         self.lengths: list[TrajectoryLength] = []
-        self.count = self.num_divergent = self.num_failed = self.num_rescued = self.num_gradients = 0
+        for name in _COUNTS:
+            setattr(self, name, 0)
         shape = (settings.num_samples, groups, share)
         self.draws = torch.zeros(*shape, dim, dtype=torch.float64)
         self.stats = {name: torch.zeros(shape, dtype=_kind(name)) for name in STATS}
@@ -132,7 +135,9 @@ class EnsembleChains:
         self.count += 1
         self.num_gradients += max(num_steps)
         self.num_divergent += int(done.diverging.sum())
+        self.num_divergent_solves += int((done.diverging & (done.failed > 0)).sum())
         self.num_failed += int(done.failed.sum())
+        self.num_solver_steps += int(done.ode_steps.sum())
         if warm:
             self._learn(start, done, [n * size for n, size in zip(num_steps, sizes, strict=True)])
         else:
@@ -184,7 +189,7 @@ class EnsembleChains:
         healthy = ~self._rescue()
         q = torch.stack([q for q, _, _ in self.window], dim=2).numpy()  # (G, C, n, d)
         dense, dim = self.settings.dense_mass, q.shape[-1]
-        self.metrics = [Metric.estimate(q[g][healthy[g]].reshape(-1, dim), dense) for g in range(len(q))]
+        self.metrics = [Metric.estimate(q[g][healthy[g]].reshape(-1, dim), dense, self.guess) for g in range(len(q))]
         self.scale = root_of(self.metrics, self.points.q.device)
         sizes = self._find_step_sizes([1.0] * len(self.metrics))
         for steps, length, size in zip(self.steps, self.lengths, sizes, strict=True):
@@ -263,6 +268,7 @@ class EnsembleChains:
             "generator": self.generator.get_state(),
             "metrics": [torch.from_numpy(metric.inverse.copy()) for metric in self.metrics],
             "informed": self.informed,
+            "guess": None if self.guess is None else torch.from_numpy(self.guess.copy()),
             "window": [list(parts) for parts in self.window],
             "steps": [dict(vars(steps)) for steps in self.steps],
             "lengths": [dict(vars(length)) for length in self.lengths],
@@ -278,6 +284,7 @@ class EnsembleChains:
         self.generator.set_state(state["generator"])
         self.metrics = [Metric(inverse.numpy()) for inverse in state["metrics"]]
         self.scale, self.informed = root_of(self.metrics, device), state["informed"]
+        self.guess = None if state["guess"] is None else state["guess"].numpy()
         self.window = [tuple(parts) for parts in state["window"]]
         self.steps = [DualAveraging(1.0, self.settings.target_accept) for _ in state["steps"]]
         self.lengths = [TrajectoryLength(1.0) for _ in state["lengths"]]
@@ -291,7 +298,15 @@ class EnsembleChains:
             self.stats[name][:n] = value
 
 
-_COUNTS = ("count", "num_divergent", "num_failed", "num_rescued", "num_gradients")
+_COUNTS = (
+    "count",
+    "num_divergent",
+    "num_divergent_solves",
+    "num_failed",
+    "num_gradients",
+    "num_rescued",
+    "num_solver_steps",
+)
 
 
 def _search_around(steps: DualAveraging, size: float) -> DualAveraging:

@@ -243,12 +243,11 @@ def advance(chains: EnsembleChains, bar: Progress, stop: StopSignal, state: Call
         if file.due():
             file.write(state())
         if bar.due() or chains.finished:
-            warm = chains.count <= chains.settings.num_warmup
+            warm, own = chains.count <= chains.settings.num_warmup, chains.points.q.shape[1]
             facts = {
                 "phase": "warm-up" if warm else "sampling",
-                "divergences": chains.num_divergent,
-                "failed solves": chains.num_failed,
-                "gradients per iteration": round(chains.num_gradients / chains.count, 1),
+                "divergences": f"{chains.num_divergent} ({chains.num_divergent_solves} of the solver)",
+                "solver steps per gradient": round(chains.num_solver_steps / (chains.num_gradients * own)),
                 "step": f"{chains.step_sizes[0]:.2g}",
             }
             bar.update(chains.count, facts)

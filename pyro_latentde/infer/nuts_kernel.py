@@ -52,6 +52,8 @@ class ChainRecord:
         count: number of finished iterations.
         num_gradients: leapfrog steps so far.
         num_divergent, num_failed: divergent iterations and failed solves so far, warm-up included.
+        num_divergent_solves: divergent iterations with a failed solve in them.
+        num_solver_steps: so far.
         step_size: of the last iteration.
         boundary: what the chain goes on from after its last finished iteration, if it `keeps` that.
     """
@@ -63,6 +65,7 @@ class ChainRecord:
         self.positions = np.empty((num_iterations, dim))
         self.stats = {name: np.zeros(num_iterations, kind) for name, kind in STAT_NAMES.items()}
         self.count = self.num_gradients = self.num_divergent = self.num_failed = 0
+        self.num_divergent_solves = self.num_solver_steps = 0
         self.step_size = math.nan
 
     def add(self, point: "_Point", values: tuple) -> None:
@@ -75,6 +78,8 @@ class ChainRecord:
         self.num_gradients += values[5]
         self.num_divergent += values[2]
         self.num_failed += values[8]
+        self.num_divergent_solves += values[2] and values[8] > 0
+        self.num_solver_steps += values[9]
         self.count = i + 1
 
     def state(self) -> dict[str, Any]:
@@ -112,9 +117,10 @@ class ChainRecord:
             "rng": json.loads(state["rng"]),
         }
         self.count = self.boundary_count = n
-        self.num_gradients = int(self.stats["n_steps"][:n].sum())
-        self.num_divergent = int(self.stats["diverging"][:n].sum())
-        self.num_failed = int(self.stats["ode_failed"][:n].sum())
+        stats = {name: column[:n] for name, column in self.stats.items()}
+        self.num_gradients, self.num_divergent = int(stats["n_steps"].sum()), int(stats["diverging"].sum())
+        self.num_failed, self.num_solver_steps = int(stats["ode_failed"].sum()), int(stats["ode_steps"].sum())
+        self.num_divergent_solves = int((stats["diverging"] & (stats["ode_failed"] > 0)).sum())
         self.step_size = float(self.stats["step_size"][n - 1])
 
 
@@ -290,7 +296,8 @@ def run_chain(
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` leapfrog steps.
         dense_mass: adapt a full covariance, or variances only.
         metric: the metric at the start, of that kind; by default the unit metric.
-        informed: whether that metric is better than a few draws; by default any that is given.
+        informed: whether that metric is better than a few draws; by default any that is given. One that is not counts
+            as five draws.
 
     Yields:
         Positions where log-density and gradient are wanted.
@@ -314,6 +321,7 @@ def run_chain(
     """
     windows = adaptation_windows(num_warmup, informed=metric is not None if informed is None else informed)
     window_starts = {stop: start for start, stop in windows}
+    guess = metric.inverse if metric is not None and informed is False else None
     if record.boundary is None:
         lp, grad, _, _ = yield q
         metric = Metric.identity(len(q), dense_mass) if metric is None else metric
@@ -336,7 +344,7 @@ def run_chain(
             adapt.update(accept)
             step = adapt.current
             if i + 1 in window_starts:
-                metric = Metric.estimate(record.positions[window_starts[i + 1] : i + 1], dense_mass)
+                metric = Metric.estimate(record.positions[window_starts[i + 1] : i + 1], dense_mass, guess)
                 step = yield from _find_step_size(point, step, metric, rng)
                 adapt.restart(step)
             if i + 1 == num_warmup:

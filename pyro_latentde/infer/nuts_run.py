@@ -142,7 +142,7 @@ def nuts(
         file.write({**state, "chains": [record.state() for record in records]})
 
     with Progress(num_chains * (num_warmup + num_samples), "nuts", progress) as bar, StopSignal() as stop:
-        _advance(chains, records, batched, starts.copy(), bar, stop, file, save)
+        _advance(chains, records, batched, starts.copy(), bar, stop, file, save, num_warmup)
     drawn = _count_draws(records, num_warmup, num_samples)
     facts = {"inference": "nuts", "seed": seed, "num_chains": num_chains, **settings, "num_samples": drawn}
     facts |= {
@@ -207,6 +207,7 @@ def _advance(
     stop: StopSignal,
     file: RunFile,
     save: Callable[[], None],
+    num_warmup: int,
 ) -> None:
     """Answer the chains until all have ended or a stop is wanted; ended chains leave their last row."""
     active = []
@@ -232,20 +233,25 @@ def _advance(
                 active = [chain for chain in active if chain not in ended]
             calls += 1
             if calls % _CALLS_BETWEEN_LOOKS == 0 and bar.due():
-                _show(records, bar)
+                _show(records, num_warmup, bar)
             if file.due():
                 save()
     save()
-    _show(records, bar)
+    _show(records, num_warmup, bar)
 
 
-def _show(records: list[ChainRecord], bar: Progress) -> None:
+def _show(records: list[ChainRecord], num_warmup: int, bar: Progress) -> None:
+    count, gradients, divergent, of_solver, steps = (
+        sum(getattr(record, name) for record in records)
+        for name in ("count", "num_gradients", "num_divergent", "num_divergent_solves", "num_solver_steps")
+    )
     facts = {
-        "divergences": sum(record.num_divergent for record in records),
-        "failed solves": sum(record.num_failed for record in records),
+        "phase": "warm-up" if min(record.count for record in records) < num_warmup else "sampling",
+        "divergences": f"{divergent} ({of_solver} of the solver)",
+        "solver steps per gradient": round(steps / max(1, gradients)),
         "step": f"{np.median([record.step_size for record in records]):.2g}",
     }
-    bar.update(sum(record.count for record in records), facts)
+    bar.update(count, facts)
 
 
 def _count_draws(records: list[ChainRecord], num_warmup: int, num_samples: int) -> int:

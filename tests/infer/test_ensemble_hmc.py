@@ -261,8 +261,8 @@ torch.set_num_threads(1)
 def model():
     x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     pyro.sample("y", dist.Normal(x.sum(), 0.1), obs=torch.tensor(0.4))
-posterior = getattr(infer, sys.argv[3])(model, num_chains=8, num_warmup=40, num_samples=int(sys.argv[2]), progress=False,
-                         checkpoint=sys.argv[1], checkpoint_minutes=0)
+posterior = getattr(infer, sys.argv[3])(model, num_chains=8, num_warmup=40, num_samples=int(sys.argv[2]),
+                                        progress=False, checkpoint=sys.argv[1], checkpoint_minutes=0)
 torch.save(posterior["x"], sys.argv[1] + ".draws")
 """
 
