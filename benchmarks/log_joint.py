@@ -18,12 +18,13 @@ from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.models.systems import lotka_volterra
 
-__all__ = ["run"]
+__all__ = ["CHAINS", "peer_gradients", "run"]
 
 CHAINS = 4
 
 
-def _peer() -> Callable[[], None]:
+def peer_gradients() -> Callable[[], None]:
+    """A task: one gradient of each of `CHAINS` chains by Pyro + torchdiffeq."""
     pyro.set_rng_seed(0)
     with pyro.validation_enabled(False):
         _, potential, _, _ = initialize_model(peer_model, ())
@@ -47,7 +48,7 @@ def run() -> dict[str, dict[str, float]]:
     """Milliseconds for the four chains, by engine."""
     joint = LogJoint(lotka_volterra.model, (load_lynx_hare(),))
     points = near_posterior(CHAINS)
-    theirs = best(_peer())
+    theirs = best(peer_gradients())
     results = {}
     for engine in ("traced", "compiled"):
         batched = BatchedLogJoint(joint, points, engine=engine)

@@ -19,8 +19,9 @@ noise    standard error of all three                         1      LogNormal(-1
 Every row, the first too, is observed as Normal(z(t), noise); time has no unit either. At the values of `simulate` two
 paths that start close to each other part by a factor of e in 1.1 units of time on average, and by 1e7 in 20 units. So
 sharp is the posterior of a start and of rho, in its narrowest direction, among countless other modes: the model
-solves to 1e-11, and no sampler finds it from afar. A way there is to begin with the first few observations and to add
-one after the other, each time from the posterior before.
+solves to 1e-11, and no sampler finds it from afar. `infer.lengthen` begins with the first few observations and adds one
+after the other. It arrives for twenty observations in 5 units of time; in 20 units the posterior is a sheet that bends
+by very many times its thickness, and trajectories of Hamiltonian Monte Carlo do not get along it.
 
 References:
     Lorenz, E. N. (1963). Deterministic nonperiodic flow. Journal of the Atmospheric Sciences 20.
