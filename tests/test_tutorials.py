@@ -19,6 +19,8 @@ NOTEBOOKS = (
     "02_pendulum_videos.ipynb",
     "03_irregular_series.ipynb",
     "04_known_unknowns.ipynb",
+    "05_write_your_own.ipynb",
+    "06_boarding_school.ipynb",
     "07_identifiability.ipynb",
     "08_trust.ipynb",
 )

@@ -154,7 +154,8 @@ def calibration(
         parts = [_fit(joint, truths, first, options)]
     else:
         shares = [share.tolist() for share in np.array_split(first, jobs) if len(share)]
-        work = [joblib.delayed(_fit_elsewhere)(model, args, kwargs, truths, share, options) for share in shares]
+        run, dtype = joblib.delayed(_fit_elsewhere), torch.get_default_dtype()
+        work = [run(model, args, kwargs, truths, share, options, dtype) for share in shares]
         parts = joblib.Parallel(n_jobs=num_jobs)(work)
     ranks = pd.DataFrame(np.concatenate([ranks for ranks, _ in parts]), columns=_names(joint))
     unfinished = sum(number for _, number in parts)
@@ -164,9 +165,16 @@ def calibration(
 
 
 def _fit_elsewhere(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], truths: Truths, first: list[int], options: tuple
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    truths: Truths,
+    first: list[int],
+    options: tuple,
+    dtype: torch.dtype,
 ) -> tuple[np.ndarray, int]:
     torch.set_num_threads(1)  # the processes share the cores
+    torch.set_default_dtype(dtype)
     return _fit(LogJoint(model, args, kwargs), truths, first, options)
 
 
@@ -221,9 +229,10 @@ def _table(ranks: pd.DataFrame, num_ranks: int) -> pd.DataFrame:
 
 
 def _meaning(name: str, row: pd.Series) -> str:
-    if row["spread"] > 1.05:
-        return f"{name}: truths lie too often in the tails; posteriors are too narrow, or chains are not finished."
-    if row["spread"] < 0.95:
+    shift = 12.0 * (row["bias"] - 0.5) ** 2  # its part of the squared spread about the middle
+    if shift < abs(row["spread"] ** 2 - 1.0 - shift):
+        if row["spread"] > 1.0:
+            return f"{name}: truths lie too often in the tails; posteriors are too narrow, or chains are not finished."
         return f"{name}: truths lie too often in the middle; posteriors are too wide."
     side = "above" if row["bias"] > 0.5 else "below"
     return f"{name}: truths lie too often {side} the draws; the posterior is shifted."

@@ -40,6 +40,8 @@ __all__ = [
 
 EXPECTED_LEAPFROGS = 8  # of an iteration, for a posterior of ordinary difficulty
 
+MANY_ROWS = 32
+
 _log = logging.getLogger("pyro_latentde")
 
 
@@ -219,7 +221,8 @@ def start_ensemble(
         found.append(BatchedLogJoint(joint, rows, engine, expected_calls))
         return found[0].any_rows
 
-    positions = find_many_starts(joint, num_chains, seed, start, record)
+    # with few chains the record would be called many times for each step of all candidates
+    positions = find_many_starts(joint, num_chains, seed, start, record if own >= MANY_ROWS else None)
     if not found:
         found.append(BatchedLogJoint(joint, positions[:own], engine, expected_calls))
     return found[0], positions

@@ -310,19 +310,34 @@ def _summarise(records: list[ChainRecord], num_warmup: int, drawn: int, facts: d
 
 
 def split_rhat(u: np.ndarray) -> np.ndarray:
-    """Split R-hat of draws ``(chain, draw, d)`` by coordinate; NaN below four draws.
+    """Rank-normalised split R-hat of draws ``(chain, draw, d)`` by coordinate; NaN below four draws.
+
+    The larger one of ranks, and of ranks of distances from the median, as ArviZ computes it.
 
     References:
-        Gelman et al. (2013), Bayesian Data Analysis, section 11.4.
+        Vehtari, Gelman, Simpson, Carpenter, Buerkner (2021), Rank-normalization, folding, and localization, Bayesian
+        Analysis 16.
     """
     half = u.shape[1] // 2
     if half < 2:
         return np.full(u.shape[2], np.nan)
     halves = np.concatenate([u[:, :half], u[:, -half:]])
-    within = halves.var(axis=1, ddof=1).mean(axis=0)
-    between = half * halves.mean(axis=1).var(axis=0, ddof=1)
+    folded = np.abs(halves - np.median(halves, axis=(0, 1)))
+    return np.fmax(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
+
+
+def _normal_scores(x: np.ndarray) -> np.ndarray:
+    """Normal quantiles of the ranks of all draws (chain, draw, d) of a coordinate."""
+    flat = torch.from_numpy(x.reshape(-1, x.shape[-1]))
+    ranks = (flat.argsort(0).argsort(0).double() + 1.0 - 0.375) / (len(flat) + 0.25)
+    return torch.special.ndtri(ranks).reshape(x.shape).numpy()
+
+
+def _rhat(x: np.ndarray) -> np.ndarray:
+    within = x.var(axis=1, ddof=1).mean(axis=0)
+    between = x.shape[1] * x.mean(axis=1).var(axis=0, ddof=1)
     with np.errstate(all="ignore"):
-        return np.sqrt((half - 1) / half + between / (half * within))
+        return np.sqrt((x.shape[1] - 1) / x.shape[1] + between / (x.shape[1] * within))
 
 
 def _check_settings(

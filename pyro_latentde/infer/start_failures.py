@@ -35,7 +35,7 @@ def explain_failure(joint: LogJoint, tried: Tensor, chain: int) -> str:
         lines.append(where.format(cause=counts[0][0]))
     advice = "start={...} with values you believe in, start=fit from infer.fit_svi, or tighter priors"
     if counts[0][0].startswith("ODE"):
-        advice += "; for ODE failures also a larger max_steps or an implicit method in lde.solver(...)"
+        advice += "; for ODE failures also a larger max_steps in lde.solver(...), and analysis.stress_test(model)"
     elif "at 'obs" in counts[0][0] or "log_prob" in counts[0][0]:
         advice += "; look at the data and at the distribution of the site named above"
     return "\n".join([*lines, f"Try: {advice}."])

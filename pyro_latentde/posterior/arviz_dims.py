@@ -111,8 +111,12 @@ class Labels:
         for other in self.timed:
             if shape == other.event_shape:
                 return _grid_dims(other)
-            if shape == other.event_shape[1:] and site.name in _state_vectors(other.name):
-                return _grid_dims(other)[1:]
+        measured = [s for s in self.timed if s.kind != "ode"] or self.timed
+        for others, names in ((self.timed, _INITIAL), (measured, _ERRORS)):
+            for other in others:
+                known = {name.format(other.name) for name in names}
+                if shape == other.event_shape[1:] and site.name in known:
+                    return self._event_dims(other, other.event_shape)[1:]
         return [f"{site.name}_dim_{i}" for i in range(len(shape))]
 
     def _argument_dims(self, name: str, value: Tensor) -> list[str]:
@@ -168,18 +172,17 @@ def argument_tensors(posterior: Posterior) -> dict[str, Tensor]:
     return found
 
 
+# Names under which people keep one number for each state, and for each measured value.
+_INITIAL = ("{}0", "{}_0", "{}_init", "z0", "y0", "x0", "z_0", "y_0", "x_0", "init")
+_ERRORS = ("sigma", "sd", "noise", "error", "noise_scale", "obs_scale", "obs_sd")
+
+
 def _grid_dims(site: Site) -> list[str]:
     return [f"{site.name}_time", f"{site.name}_{'state' if site.kind == 'ode' else 'value'}"]
 
 
 def _same_states(a: Site, b: Site) -> bool:
     return a.event_shape[1] == b.event_shape[1] and b.states in (None, a.states)
-
-
-def _state_vectors(name: str) -> tuple[str, ...]:
-    """Names under which people keep one number for each state: initial values and errors of measurement."""
-    initial = (f"{name}0", f"{name}_0", f"{name}_init", "z0", "y0", "x0", "z_0", "y_0", "x_0", "init")
-    return (*initial, "sigma", "sd", "noise", "error", "noise_scale", "obs_scale", "obs_sd")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -27,7 +27,7 @@ def failure_message(problem: Problem, status: np.ndarray, ys: Tensor) -> str:
     """
     codes = status.reshape(-1)
     failed = np.flatnonzero(codes)
-    kinds = ", ".join(f"{Status(int(c)).sentence} ({int((codes == c).sum())})" for c in np.unique(codes[failed]))
+    kinds = ", ".join(f"{Status(int(c)).sentence} in {int((codes == c).sum())}" for c in np.unique(codes[failed]))
     row = int(failed[0])
     index = tuple(int(i) for i in np.unravel_index(row, problem.batch)) if problem.batch else ()
     where = f" First: row {list(index)}," if index else " It"

@@ -9,6 +9,7 @@ import torch
 
 from pyro_latentde.analysis import calibration
 from pyro_latentde.analysis.rank_tests import anderson_darling, rank_p_value, uniform_band
+from pyro_latentde.analysis.sbc import _meaning
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
 from pyro_latentde.infer.replications import Fits
@@ -133,3 +134,10 @@ def test_bad_input():
 
     with pytest.raises(LatentDEError, match="observes nothing"):
         calibration(nothing_observed, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("bias", "spread", "word"), [(0.1, 1.5, "below"), (0.8, 1.2, "above"), (0.5, 1.3, "narrow"), (0.52, 0.7, "wide")]
+)
+def test_verdict_names_the_larger_fault(bias, spread, word):
+    assert word in _meaning("k", {"bias": bias, "spread": spread})

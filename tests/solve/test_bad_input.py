@@ -174,7 +174,7 @@ def test_nan_in_a_parameter_is_named():
 def test_a_failure_tells_how_many_why_where_and_what_to_try():
     rates = torch.tensor([[1.0, 1e5, 1.0], [1.0, 1.0, 2e5]], dtype=F64)
     text = fails(SolveError, "2 of 6 trajectories failed", y0=ones(2, 3, 2), params=rates, max_steps=40)
-    assert r"max_steps reached (2). First: row [0, 1], failed after t=0" in text
+    assert r"max_steps reached in 2. First: row [0, 1], failed after t=0" in text
     assert "parameters {p: 1e+05}" in text and "Try: raise max_steps" in text and 'on_failure="nan"' in text
 
 

@@ -168,8 +168,8 @@ def test_the_message_says_how_many_why_which_where_and_what_to_try(engine):
     text = str(error.value)
     for part in (
         "3 of 4 trajectories failed",
-        "step size underflow (2)",
-        "non-finite state (1)",
+        "step size underflow in 2",
+        "non-finite state in 1",
         "row [1]",
         "t=0.3",
         "0..1",
@@ -185,7 +185,7 @@ def test_the_message_of_one_row_and_of_max_steps():
     with pytest.raises(SolveError) as error:
         solve(y0=STARTS[0], p=RATES[0], rtol=1e-8, max_steps=4)
     text = str(error.value)
-    assert "1 of 1" in text and "max_steps reached (1)" in text and "raise max_steps" in text
+    assert "1 of 1" in text and "max_steps reached in 1" in text and "raise max_steps" in text
     assert "p: [1.5, 1, 3, 1]" in text
 
 

@@ -188,9 +188,9 @@ _NO_PLAN = np.zeros((1, 1))
 
 
 def _all_finite(x: np.ndarray) -> bool:
-    if x.size <= 1000 and math.isfinite(x.dot(x)):  # quicker than a sum for few numbers, but squares may overflow
-        return True
-    with np.errstate(invalid="ignore"):  # infinities of both signs
+    with np.errstate(over="ignore", invalid="ignore"):  # squares, and infinities of both signs
+        if x.size <= 1000 and math.isfinite(x.dot(x)):  # quicker than a sum for few numbers
+            return True
         return math.isfinite(np.add.reduce(x))
 
 
