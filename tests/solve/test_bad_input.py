@@ -155,7 +155,7 @@ def test_what_a_state_is(y0, message):
 
 def test_nan_in_the_state_names_row_and_state():
     y0 = torch.tensor([[1.0, 1.0], [1.0, NAN], [NAN, 1.0]], dtype=F64)
-    message = r"2 of 3 trajectories failed: non-finite state \(2\). First: row \[1\].*y0 \[1, nan\].*"
+    message = r"2 of 3 trajectories failed: non-finite state in 2. First: row \[1\].*y0 \[1, nan\].*"
     fails(SolveError, message + r"make the initial state finite, y0\[1\] is nan", y0=y0)
     solution = solve(y0=y0, on_failure="nan")
     assert solution.status.tolist() == [lde.Status.OK, lde.Status.NON_FINITE, lde.Status.NON_FINITE]
