@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latentde.errors import LatentDEError
+from pyro_latentde.errors import CheckpointError, LatentDEError
 from pyro_latentde.infer.adaptation import Metric
 from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
 from pyro_latentde.infer.devices import OneDevice, make_devices
@@ -190,6 +190,12 @@ def _set_up(
     chains = EnsembleChains(density_of(batched), starts, settings, metric, ranks, informed=informed)
     if file.saved is not None:
         chains.load(file.saved["chains"])
+        counts = ranks.gather(chains.count)
+        if len(set(counts)) > 1:
+            raise CheckpointError(
+                f"{file.path}: the ranks stopped after {counts} iterations (killed while they wrote?) and "
+                "cannot go on together. The files were left as they are. Try: begin anew with another path."
+            )
     return batched, chains
 
 
@@ -241,9 +247,13 @@ def density_of(batched: BatchedLogJoint) -> Callable:
 
 def advance(chains: EnsembleChains, bar: Progress, stop: StopSignal, state: Callable[[], dict], file: RunFile) -> None:
     """Iterate to the end or until a stop is wanted; write the state and show the progress now and then."""
-    while not chains.finished and not stop.wanted:
+    stopped = False
+    while not chains.finished and not stopped:
         chains.iterate()
-        if file.due():
+        # ranks that stopped or wrote at different iterations would wait for each other, or go on from different ones
+        wishes = chains.devices.gather((stop.wanted, file.due()))
+        stopped = any(wanted for wanted, _ in wishes)
+        if wishes[0][1]:
             file.write(state())
         if bar.due() or chains.finished:
             warm, own = chains.count <= chains.settings.num_warmup, chains.points.q.shape[1]
