@@ -9,8 +9,9 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	$(BIN)/pyro-latentde demo
 
+# A file's tests share fixtures, so that each file goes to one process.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_latentde.errors import ShapeError
 from pyro_latentde.guides.stations import have_data
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.ode_site import solve_at_site
@@ -31,15 +32,20 @@ class Shooting:
     all segments are solved at once. Since the factor is a prior density and no penalty, the ELBO stays a lower bound,
     of the model in which the state moves by :math:`N(0, \sigma^2)` between segments.
 
+    In a Pyro model of your own it is an argument of ``lde.ode``. A long chaotic series says more of its first state
+    than any sampler can walk along; of starts a short time apart each says a little. `infer.lengthen` finds them.
+
     The starts are the site "shots", (J - 1, S); the factor is the observed site "continuity". In the padding of shorter
     series there are no segments. Where starts are not given, they are drawn one after the other.
 
     Args:
         length: number of observation times in a segment.
         sd: sd :math:`\sigma` of the jump between segments, in units of the state; a number or (S,).
+        parts: number of segments from each time to the next, for a length of 1; more where paths part much between
+            two observations.
 
     Raises:
-        ValueError: a length below 1, or an sd that is not positive.
+        ValueError: a length or parts below 1, parts of longer segments, or an sd that is not positive.
 
     References:
         Hegde, Yildiz, Lahdesmaki, Kaski and Heinonen, "Variational multiple shooting for Bayesian ODEs with Gaussian
@@ -50,15 +56,19 @@ class Shooting:
         [10, 20, 30]
     """
 
-    def __init__(self, length: int, sd: float | Tensor) -> None:
+    def __init__(self, length: int, sd: float | Tensor, parts: int = 1) -> None:
         if length < 1:
             raise ValueError(f"length = {length}; a segment has at least 1 time")
+        if parts < 1 or (parts > 1 and length > 1):
+            raise ValueError(
+                f"length = {length}, parts = {parts}; expected parts of at least 1, and 1 of longer segments"
+            )
         if not bool((torch.as_tensor(sd) > 0).all()):
             raise ValueError(f"sd = {sd}; the sd of the jumps between segments must be positive")
-        self.length, self.sd = length, sd
+        self.length, self.sd, self.parts = length, sd, parts
 
     def stations(self, num_times: int) -> list[int]:
-        """Positions of the starts after the first."""
+        """Positions of the starts after the first, among so many times."""
         return list(range(self.length, num_times, self.length))
 
     def trajectory(
@@ -71,24 +81,39 @@ class Shooting:
         states: Any,
         settings: dict[str, Any],
         at: Tensor | None = None,
+        t0: Any = None,
     ) -> Tensor:
         """The trajectory, continuous up to the jumps; records the sites ``name``, shots and continuity.
 
         Args:
             name: name of the trajectory's site.
             f: vector field.
-            z0: (N, S).
+            z0: (N, S), or (S,) for all N.
             times: (N, T), which have the starts of the segments among them.
             params: parameters of the field, per series (N, ...) or shared.
             states: names of the S states.
             settings: of the solve, ``event_dims`` among them.
             at: (N, T'), other times to solve at; what lies before the first segment or after the last continues it.
+            t0: time of z0; the first time by default.
 
         Returns:
             (N, T, S), or (N, T', S).
+
+        Raises:
+            ShapeError: z0 is no tensor.
         """
+        if not isinstance(z0, Tensor):
+            raise ShapeError(
+                f"ode {name!r}: shooting needs the state as one tensor (..., S); y0 is a {type(z0).__name__}.\n"
+                "Try: stack its parts, and take them apart in the vector field."
+            )
+        given, times = times, _subdivided(times, self.parts)
         stations = self.stations(times.shape[-1])
         begin, real = times[..., [0, *stations]], have_data(times, stations)  # (N, J), (N, J - 1)
+        if t0 is not None:
+            first = torch.as_tensor(t0).to(times).expand(begin.shape[:-1])
+            begin = torch.cat([first.unsqueeze(-1), begin[..., 1:]], dim=-1)
+        z0 = z0.expand(*torch.broadcast_shapes(z0.shape[:-1], begin.shape[:-1]), z0.shape[-1])
         sd = torch.as_tensor(self.sd, dtype=z0.dtype, device=z0.device)
         solve = partial(solve_at_site, name, f, **settings)
         each = _per_segment(params, settings.get("event_dims") or {})
@@ -97,8 +122,9 @@ class Shooting:
         with named_errors(name), extra_times(times, sites=()):
             starts = z0.unsqueeze(-2)
             if stations:
-                draw = partial(_draw, solve, z0, begin, params, sd)
-                shots = pyro.sample("shots", _Starts((*z0.shape[:-1], len(stations), z0.shape[-1]), draw).to_event(2))
+                draw = partial(_draw, solve, begin, params, sd)
+                shape = (*z0.shape[:-1], len(stations), z0.shape[-1])
+                shots = pyro.sample("shots", _Starts(shape, draw, starts).to_event(2))
                 starts = torch.cat([starts, shots], dim=-2)  # (N, J, S)
 
             def along(at: Tensor | None) -> tuple[Tensor, Solution]:
@@ -114,13 +140,22 @@ class Shooting:
                 pyro.sample("continuity", jumps, obs=shots, infer={"prior": True})
             if wanted is not None:
                 wanted[1][name] = along(wanted[0].to(times).expand(*times.shape[:-1], -1))[0]
-            return record_trajectory(name, z, _whole(solution, times if at is None else at), states)
+            if at is None:
+                z, at = z[..., :: self.parts, :], given
+            return record_trajectory(name, z, _whole(solution, at), states)
 
 
-def _draw(solve: Callable, z0: Tensor, begin: Tensor, params: Any, sd: Tensor) -> Tensor:
-    """Starts from their prior, (N, J - 1, S), one after the other."""
-    starts = [z0]
-    for j in range(begin.shape[-1] - 1):
+def _subdivided(times: Tensor, parts: int) -> Tensor:
+    """Times with parts - 1 others between each two."""
+    share = torch.arange(parts, dtype=times.dtype, device=times.device) / parts
+    between = times[..., :-1, None] + share * times.diff(dim=-1).unsqueeze(-1)
+    return torch.cat([between.flatten(-2), times[..., -1:]], dim=-1)
+
+
+def _draw(solve: Callable, begin: Tensor, params: Any, sd: Tensor, starts: Tensor) -> Tensor:
+    """Starts from their prior, (N, J - 1, S), one after the other, behind the first one or more (N, K, S)."""
+    starts = list(starts.unbind(-2))
+    for j in range(len(starts) - 1, begin.shape[-1] - 1):
         arrived = solve(starts[-1], begin[..., j + 1 : j + 2], params, t0=begin[..., j]).ys[..., -1, :]
         starts.append(arrived + sd * torch.randn_like(arrived))
     return torch.stack(starts[1:], dim=-2)
@@ -179,15 +214,19 @@ class _Starts(dist.TorchDistribution):
     has_rsample = True
     arg_constraints = {}  # noqa: RUF012
 
-    def __init__(self, shape: tuple[int, ...], draw: Callable[[], Tensor]) -> None:
-        self.draw = draw
+    def __init__(self, shape: tuple[int, ...], draw: Callable[[Tensor], Tensor], first: Tensor) -> None:
+        self.draw, self.first = draw, first
         super().__init__(torch.Size(shape), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Starts:
-        return _Starts(batch_shape, self.draw)
+        return _Starts(batch_shape, self.draw, self.first)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.draw().expand(torch.Size(sample_shape) + self.batch_shape)
+        return self.draw(self.first).expand(torch.Size(sample_shape) + self.batch_shape)
+
+    def continued(self, value: Tensor) -> Tensor:
+        """All starts, the first of which are given."""
+        return self.draw(torch.cat([self.first, value], dim=-2))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(torch.broadcast_shapes(value.shape, self.batch_shape))

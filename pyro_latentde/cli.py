@@ -3,7 +3,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -30,6 +30,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+_CHECKS = "Try out prior, chains and solver: some seconds, or up to about a third of the time of the fit."
 
 
 @app.command()
@@ -99,7 +101,7 @@ def simulate(
         return
     if drawn.series.names is None:
         raise typer.BadParameter(f"{system} has {drawn.series.num_values} values at each time; try --out {system}.npz")
-    table = _table(drawn.series)
+    table = _table(drawn.series, getattr(_system(system), "COVARIATES", ()))
     text = table.to_csv(out, index=False)
     typer.echo(text.rstrip() if out is None else f"{out}: {len(table)} rows of {drawn.series}")
 
@@ -111,19 +113,22 @@ def _refuse_unknown(system: str, simulator: Callable, options: dict[str, Any]) -
         raise typer.BadParameter(f"{system} does not take {', '.join(unknown)}; it takes {', '.join(known)}")
 
 
-def _table(series: Series) -> pd.DataFrame:
+def _table(series: Series, covariates: Sequence[str]) -> pd.DataFrame:
     noisy = series.values.masked_fill(~series.mask, float("nan"))
     table = pd.DataFrame(noisy.flatten(0, 1).numpy(), columns=list(series.names))
     table.insert(0, "time", series.times.flatten().numpy())
     table.insert(0, "series", torch.arange(len(series)).repeat_interleave(series.times.shape[1]).numpy())
+    for i, name in enumerate(covariates):
+        table[name] = series.covariates[:, i].repeat_interleave(series.times.shape[1]).numpy()
     return table
 
 
 def _write_arrays(drawn: Simulation, out: Path) -> None:
-    """times, values (pictures in their shape), mask, states z, and the truth by name."""
+    """times, values (pictures in their shape), mask, covariates, states z, and the truth by name."""
     series = drawn.series
     values = series.values.unflatten(-1, series.frame) if series.frame else series.values
     arrays = {"times": series.times, "values": values, "mask": series.mask, "z": drawn.z, **drawn.truth}
+    arrays |= {} if series.covariates is None else {"covariates": series.covariates}
     np.savez_compressed(out, **{name: array.numpy() for name, array in arrays.items()})
 
 
@@ -158,6 +163,9 @@ def fit(
     ] = None,
     time: Annotated[str, typer.Option(help="Column of the times.")] = "time",
     values: Annotated[str | None, typer.Option(help="Columns of the values, a,b; those of the system.")] = None,
+    covariates: Annotated[
+        str | None, typer.Option(help="Columns that are constant within a series, dose,weight; those of the system.")
+    ] = None,
     replicates: Annotated[bool, typer.Option(help="Equal times in a series are repeated measurements.")] = False,
     num_samples: Annotated[int | None, typer.Option(min=4, help="Draws of each chain.")] = None,
     num_warmup: Annotated[int | None, typer.Option(min=0, help="Iterations before them.")] = None,
@@ -166,6 +174,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with the same run, if the folder holds it.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run that the folder holds.")] = False,
+    checks: Annotated[bool, typer.Option(help=_CHECKS)] = True,
 ) -> None:
     """Fit a system to a table: draws, a summary, figures and a report in one folder."""
     sizes = {"num_samples": num_samples, "num_warmup": num_warmup, "num_chains": num_chains, "num_steps": num_steps}
@@ -177,25 +186,33 @@ def fit(
             method=method,
             time_column=time,
             series_column=series,
-            values=None if values is None else [name.strip() for name in values.split(",") if name.strip()],
+            values=_names(values),
+            covariates=_names(covariates),
             replicates=replicates,
             options={name: size for name, size in sizes.items() if size is not None},
             seed=seed,
             resume=resume,
             overwrite=overwrite,
+            checks=checks,
             say=typer.echo,
         )
     except LatentDEError as error:
         raise typer.BadParameter(str(error)) from error
 
 
+def _names(text: str | None) -> list[str] | None:
+    """The names in a text like a,b."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run of `pyro-latentde fit`.")],
+    checks: Annotated[bool, typer.Option(help=_CHECKS)] = True,
 ) -> None:
     """Make the summary, the figures and the report of a run again, from its draws."""
     try:
-        typer.echo(report_again(folder))
+        typer.echo(report_again(folder, checks=checks, say=typer.echo))
     except LatentDEError as error:
         raise typer.BadParameter(str(error)) from error
 

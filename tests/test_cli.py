@@ -18,7 +18,7 @@ from pyro_latentde.cli import app
 from pyro_latentde.data import Series
 from pyro_latentde.demo import FIGURES, REFERENCE, format_table
 from pyro_latentde.models import systems
-from pyro_latentde.models.systems import lotka_volterra, pendulum_pixels, periodic
+from pyro_latentde.models.systems import lotka_volterra, pendulum_pixels, periodic, pk_population
 from pyro_latentde.train import RECIPES, load_run
 
 SIZES = ("--num-samples", "30", "--num-warmup", "40", "--num-chains", "2", "--seed", "3")
@@ -124,6 +124,17 @@ def test_simulate_writes_what_the_simulator_draws(tmp_path):
     read = Series.from_csv(path, time="time", values=["hare", "lynx"], series="series")
     assert torch.equal(read.times, expected.times) and torch.equal(read.mask, expected.mask)
     assert torch.equal(read.values, expected.values) and not read.complete
+
+
+def test_simulate_writes_covariates(tmp_path):
+    path = tmp_path / "people.csv"
+    assert invoke("simulate", "pk_population", "--num-series", 4, "--missing", 0.2, "--out", path).exit_code == 0
+    expected = pk_population.simulate(num_series=4, missing=0.2).series
+    read = Series.from_csv(path, time="time", values="concentration", series="series", covariates=["dose"])
+    assert torch.equal(read.covariates, expected.covariates) and torch.equal(read.values, expected.values)
+    assert invoke("simulate", "pk_population", "--out", tmp_path / "people.npz").exit_code == 0
+    with np.load(tmp_path / "people.npz") as arrays:
+        assert arrays["covariates"].tolist() == [[50.0]]
 
 
 def test_simulate_prints_without_a_file():

@@ -104,6 +104,15 @@ def test_files_of_a_fit(patients):
     labels = pd.unique(pd.read_csv(folder / "blood.csv")["who"])
     assert list(summary.index) == ["k", *(f"c0[{label}]" for label in labels)]
     assert "3 series of c over day, 9 values" in output and "R-hat" in output
+    last = output.strip().splitlines()[-5:]
+    begins = (
+        "R-hat at most",
+        "prior: all 200 draws",
+        "chains: all 2 chains",
+        "solver: its error does not matter",
+        f"{out}/",
+    )
+    assert all(line.startswith(begin) for line, begin in zip(last, begins, strict=True)), last
     draws = Posterior.load(out / "draws.nc")
     assert draws["c0"].shape == (2, 20, 3)
     assert summary.loc["k", "mean"] == pytest.approx(float(draws["k"].mean()), rel=1e-12)
@@ -181,6 +190,24 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(constant, method, mo
     assert invoke(*command, "--resume").exit_code == 0
     after = Posterior.load(out / "draws.nc")
     assert torch.equal(before["mu"], after["mu"]) and (out / "report.html").exists()
+
+
+def test_a_check_that_fails_loses_nothing(constant, monkeypatch):
+    """A model without a differential equation has no solver to check; and a check may have a fault."""
+    monkeypatch.setattr("pyro_latentde.fitting.verdicts.chain_report", lambda posterior: 1 / 0)
+    out = constant / "out"
+    command = ("fit", constant / "constant.py", "--data", constant / "y.csv", "--out", out, *TINY)
+    result = invoke(*command)
+    assert result.exit_code == 0, result.output
+    assert "prior: all 200 draws of the prior can be solved" in result.output
+    assert "chains: not checked. ZeroDivisionError" in result.output
+    assert "solver: not checked. solver_check: the model has no lde.ode site" in result.output
+    page = (out / "report.html").read_text()
+    assert "ZeroDivisionError" in page and "no lde.ode site" in page and (out / "draws.nc").exists()
+    assert "prior: all" in invoke("report", out).output
+    for again in (invoke("report", out, "--no-checks"), invoke(*command, "--overwrite", "--no-checks")):
+        assert again.exit_code == 0 and "prior: " not in again.output
+        assert "<details>" not in (out / "report.html").read_text()
 
 
 def test_overwrite_deletes_only_what_a_fit_writes(constant):
@@ -295,6 +322,45 @@ def test_replicates_are_allowed_when_said(constant):
     assert invoke(*command, "--replicates").exit_code == 0
 
 
+DOSED = """
+import pyro
+import pyro.distributions as dist
+import torch
+
+def model(series):
+    slope = pyro.sample("slope", dist.Normal(torch.tensor(0.0, dtype=torch.float64), 10.0))
+    mean = (slope[..., None] * series.covariates[:, 0])[..., None, None].expand(*slope.shape, *series.values.shape)
+    pyro.sample("obs", dist.Normal(mean, 1.0).to_event(3), obs=series.values)
+"""
+
+
+@pytest.mark.parametrize("named_by", ["option", "file"])
+def test_covariates_of_each_series(tmp_path, named_by):
+    """y ~ Normal(slope dose, 1) with slope ~ Normal(0, 10): its posterior is known."""
+    text, option = (
+        (DOSED, ("--covariates", "dose")) if named_by == "option" else (f'COVARIATES = ("dose",)\n{DOSED}', ())
+    )
+    (tmp_path / "dosed.py").write_text(text)
+    dose, noise = np.repeat([1.0, 2.0, 4.0], 4), np.random.default_rng(2).standard_normal(12)
+    table = pd.DataFrame({"series": np.repeat(["a", "b", "c"], 4), "time": np.tile(np.arange(4.0), 3), "dose": dose})
+    table.assign(y=3.0 * dose + noise).to_csv(tmp_path / "y.csv", index=False)
+    out = tmp_path / "out"
+    command = ("fit", tmp_path / "dosed.py", "--data", tmp_path / "y.csv", "--out", out, *TINY, *option)
+    result = invoke(*command)
+    assert result.exit_code == 0, result.output
+    precision = 0.01 + (dose**2).sum()
+    mean, draws = (dose * (3.0 * dose + noise)).sum() / precision, Posterior.load(out / "draws.nc")["slope"]
+    # 40 draws with an effective number of at least 10: five standard errors, a false alarm in a million
+    assert abs(float(draws.mean()) - mean) < 5 / np.sqrt(10 * precision)
+    assert json.loads((out / "run.json").read_text())["columns"]["covariates"] == ["dose"]
+    assert invoke("report", out).exit_code == 0
+    table.assign(y=1.0, dose=np.arange(12.0)).to_csv(tmp_path / "y.csv", index=False)
+    assert "covariate 'dose' changes within series" in words_of(invoke(*command[:4], *option))
+    table.drop(columns="dose").assign(y=1.0, does=1.0).to_csv(tmp_path / "y.csv", index=False)
+    lost = words_of(invoke(*command[:4], *option))
+    assert "no column 'dose'; did you mean 'does'" in lost and "by --covariates" in lost
+
+
 def test_values_outside_the_support_are_named(tmp_path):
     (tmp_path / "x.csv").write_text("series,time,hare,lynx\nsouth,0,30,4\nnorth,0,30,4\nnorth,1,,5\nnorth,2,40,0\n")
     result = invoke("fit", "lotka_volterra", "--data", tmp_path / "x.csv", "--out", tmp_path / "out")
@@ -312,6 +378,7 @@ def test_values_outside_the_support_are_named(tmp_path):
         ("imports.py", "\nimport not_there_at_all\n", ("cannot be imported", "not_there_at_all", "line 2")),
         ("none.py", "def modell(series): pass\n", ("no function `model(series)`", "modell")),
         ("two.py", "def model(series, k): pass\n", ("called with the data alone", "k", "default")),
+        ("covariates.py", 'COVARIATES = "dose"\ndef model(series): pass\n', ("COVARIATES", "'dose'")),
         ("states.py", 'STATES = "y"\ndef model(series): pass\n', ("STATES", "'y'")),
         ("stops.py", 'STATES = ("y",)\ndef model(series):\n    return series.speed\n', ("speed", "stops.py, line 3")),
         ("nothing.py", 'STATES = ("y",)\ndef model(series): pass\n', ("no latent site",)),

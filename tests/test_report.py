@@ -3,6 +3,8 @@
 
 import base64
 import json
+import re
+import shutil
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -10,12 +12,15 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_latentde.analysis import plot_trajectories
+from pyro_latentde.analysis import chain_report, plot_trajectories, solver_check
 from pyro_latentde.data import Series
 from pyro_latentde.fitting import figures, fit_table, report_again
 from pyro_latentde.fitting.figures import MAX_SERIES, Picture, draw_figures, main_names
 from pyro_latentde.fitting.html import render_report
 from pyro_latentde.fitting.metrics import in_one_line, warnings_of
+from pyro_latentde.fitting.system import find_system
+from pyro_latentde.fitting.table import Columns, read_series
+from pyro_latentde.fitting.verdicts import Verdict
 from pyro_latentde.infer import prior
 from pyro_latentde.models.systems import linear
 from pyro_latentde.posterior import Posterior
@@ -70,6 +75,24 @@ class Page(HTMLParser):
             self.rows.setdefault(self.table, []).append((data, []))
 
 
+def page_of(folder, **parts):
+    """A page of almost nothing, and some parts."""
+    return render_report(
+        title="t",
+        subtitle="",
+        verdict="",
+        warnings=[],
+        summary=pd.DataFrame({"mean": [float("nan")]}, index=pd.Index(["k"], name="name")),
+        numbers={"seconds": 2.5, "chains": None},
+        settings={"dense_mass": True},
+        data_text="",
+        data_table=pd.DataFrame({"series": ["a"]}),
+        pictures=[Picture(None, "Pairs", "Not drawn")],
+        folder=folder,
+        **parts,
+    )
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Two dishes with gaps, whose names would be tags if they were not escaped."""
@@ -89,7 +112,7 @@ def run(tmp_path_factory):
         progress=False,
         say=said.append,
     )
-    return out, metrics, (out / "report.html").read_text(encoding="utf-8")
+    return out, metrics, (out / "report.html").read_text(encoding="utf-8"), said
 
 
 def test_the_page_parses_and_refers_to_nothing_outside(run):
@@ -115,7 +138,7 @@ def test_the_page_holds_every_figure(run):
 
 
 def test_numbers_of_the_page_are_those_of_the_files(run):
-    out, metrics, text = run
+    out, metrics, text, _ = run
     rows = Page(text).rows
     saved = json.loads((out / "metrics.json").read_text())
     assert saved == metrics
@@ -131,6 +154,48 @@ def test_numbers_of_the_page_are_those_of_the_files(run):
     assert [values for _, values in rows["data"]] == [[0, 4, 5, 5, 0], [0, 2.5, 2, 2, 0]]
 
 
+def test_the_verdicts_are_on_the_page_and_on_the_console(run):
+    """Sentences to read, the printed reports behind a click, in text alone."""
+    out, _, text, said = run
+    page = Page(text)
+    for about in ("prior", "chains", "solver"):
+        (line,) = (line for line in said if line.startswith(f"{about}: "))
+        assert line.removeprefix(about) in "".join(page.texts) and "\n" not in line
+    assert [tag for tag, _ in page.tags].count("details") == [tag for tag, _ in page.tags].count("pre") == 3
+    printed = [part for part in page.texts if "\n" in part and part.strip()]
+    assert any(part.startswith("Stress test: ") for part in printed)
+    series = read_series(out / "data.csv", Columns.of(json.loads((out / "run.json").read_text())["columns"]))
+    posterior = Posterior.load(out / "draws.nc", model=find_system(str(out / "system.py")).model, args=(series,))
+    assert str(chain_report(posterior)) in page.texts
+    number = int(re.search(r"finely, (\d+) draws", "".join(said))[1])
+    assert number == 50 and str(solver_check(posterior, num_draws=number)) in page.texts
+
+
+def test_without_checks_there_is_no_verdict(run, tmp_path, monkeypatch):
+    out, _, text, _ = run
+    shutil.copytree(out, tmp_path / "copy")
+    monkeypatch.setattr("pyro_latentde.fitting.run.judge", None)
+    bare = report_again(tmp_path / "copy", checks=False).read_text(encoding="utf-8")
+    assert "<details>" not in bare and "Can it be believed?" in bare
+    assert Page(bare).rows == Page(text).rows
+
+
+def test_each_verdict_has_a_colour_and_its_figure(tmp_path):
+    (tmp_path / "stress_test.png").write_bytes(b"PNG")
+    verdicts = [
+        Verdict("prior", "3 < 4 fail.", False, "a <b>\n  c", Picture("stress_test.png", "Draws", "Where")),
+        Verdict("chains", "not checked. None.", None),
+        Verdict("solver", "fine.", True, "x"),
+    ]
+    page = Page(page_of(tmp_path, verdicts=verdicts))
+    classes = [attrs["class"] for tag, attrs in page.tags if tag == "p" and attrs.get("class") not in (None, "quiet")]
+    assert classes == ["fine", "warning", "unknown", "fine"]  # the first is about the sampling
+    assert "a <b>\n  c" in page.texts and " 3 < 4 fail." in page.texts
+    inside = [tag for tag, _ in page.tags]
+    first, last = inside.index("details"), len(inside) - 1 - inside[::-1].index("details")
+    assert inside.count("details") == 2 and first < inside.index("img") < last
+
+
 def test_names_are_escaped(run):
     page, text = Page(run[2]), run[2]
     assert "<script" not in text and "<i>" not in text
@@ -141,7 +206,7 @@ def test_names_are_escaped(run):
 
 def test_the_report_again_is_the_same(run):
     """All but the pictures' bytes is text; the figures come from the same draws and seeds."""
-    out, _, text = run
+    out, _, text, _ = run
     (out / "report.html").unlink()
     (out / "pair.png").unlink()
     assert report_again(out) == out / "report.html"
@@ -242,6 +307,7 @@ def test_bands_are_those_of_what_was_measured(tmp_path, monkeypatch):
 
     def watch(prediction, data, **options):
         seen.append((options["site"], prediction.quantile("obs"), data))
+        assert prediction.observations["obs"].shape[:2] == (1, 4000)  # 200 draws, each with noise twenty times
         return plot_trajectories(prediction, data, **options)
 
     monkeypatch.setattr(figures, "plot_trajectories", watch)
@@ -256,19 +322,6 @@ def test_bands_are_those_of_what_was_measured(tmp_path, monkeypatch):
 
 
 def test_a_page_without_faults_says_what_that_does_not_mean(tmp_path):
-    text = render_report(
-        title="t",
-        subtitle="",
-        verdict="",
-        warnings=[],
-        summary=pd.DataFrame({"mean": [float("nan")]}, index=pd.Index(["k"], name="name")),
-        numbers={"seconds": 2.5, "chains": None},
-        settings={"dense_mass": True},
-        data_text="",
-        data_table=pd.DataFrame({"series": ["a"]}),
-        pictures=[Picture(None, "Pairs", "Not drawn")],
-        folder=tmp_path,
-    )
-    page = Page(text)
+    page = Page(page_of(tmp_path))
     assert any("does not say that the model is right" in part for part in page.texts)
     assert [name for name, _ in page.rows["numbers"]] == ["seconds"] and "–" in page.texts

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.data.series import Series
+from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.models.systems.experiment import plan_experiment
 from pyro_latentde.models.systems.simulation import Simulation, draw_simulation, fill_parameters
 from pyro_latentde.sites.observe_site import observe
@@ -64,7 +65,7 @@ def vector_field(t: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([p["sigma"] * (y - x), x * (p["rho"] - z) - y, x * y - p["beta"] * z])
 
 
-def model(series: Series | None = None, times: Tensor | None = None) -> Tensor:
+def model(series: Series | None = None, times: Tensor | None = None, shooting: Shooting | None = None) -> Tensor:
     """Pyro model with the sites sigma, rho, beta, z0 (3,), noise, z (T, 3) and obs (T, 3).
 
     Several series are repeats of one experiment: they share parameters and start, and z and obs are (N, T, 3)
@@ -74,6 +75,7 @@ def model(series: Series | None = None, times: Tensor | None = None) -> Tensor:
         series: N series of x, y and z (without unit), at times (N, T).
         times: (T,), to draw obs there instead of scoring the series; z0 stays at the first time of `series`, if one
             is given.
+        shooting: segments of the series, with sites shots and continuity.
 
     Returns:
         The values of obs.
@@ -98,7 +100,7 @@ def model(series: Series | None = None, times: Tensor | None = None) -> Tensor:
     z0 = pyro.sample("z0", dist.Normal(centre, width).to_event(1))
     noise = pyro.sample("noise", dist.LogNormal(times.new_tensor(-1.0), 1.0))
     with plate:
-        z = ode("z", vector_field, z0, times, p, t0=t0, states=STATES, **PRECISE)
+        z = ode("z", vector_field, z0, times, p, t0=t0, states=STATES, shooting=shooting, **PRECISE)
         error = noise[..., None, None]  # the same of all states at all times
         return observe("obs", lambda z: dist.Normal(z, error), observed, z)
 

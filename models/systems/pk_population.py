@@ -33,12 +33,27 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.models.population import Population, Varying
 from pyro_latentde.models.systems.simulation import Simulation, draw_simulation, fill_parameters, random_stream
 
-__all__ = ["DOSES", "PARAMETERS", "STATES", "exact_solution", "population", "priors", "simulate", "vector_field"]
+__all__ = [
+    "COVARIATES",
+    "DOSES",
+    "OBSERVED",
+    "PARAMETERS",
+    "STATES",
+    "exact_solution",
+    "model",
+    "population",
+    "priors",
+    "simulate",
+    "vector_field",
+]
 
 STATES = ("gut", "blood")
+OBSERVED = ("concentration",)
+COVARIATES = ("dose",)
 DOSES = (50.0, 100.0, 200.0)  # mg, in turns
 PARAMETERS = {
     **{"ka_typical": 1.2, "CL_typical": 3.5, "V_typical": 32.0, "sigma_typical": 0.12},
@@ -121,12 +136,38 @@ def population(*, centered: bool | float | Mapping[str, bool | float] = True, **
         z0=lambda p: (p["dose"], 0.0),
         local=priors(),
         likelihood=lambda z, p: dist.LogNormal((z[..., 1:].clamp(min=FLOOR) / p["V"]).log(), p["sigma"]),
-        covariates=("dose",),
+        covariates=COVARIATES,
         centered=centered,
         t0=0.0,
         states=STATES,
         **{"rtol": 1e-6, "atol": 1e-4, **options},  # mg
     )
+
+
+def model(series: Series, times: Tensor | None = None) -> Tensor:
+    """The model of `population` with its default settings.
+
+    It is centred: the twenty concentrations of a person tell each ka, CL and V to some per cent, much better than the
+    population does. Non-centred, these would be tied to the typical values and the spreads, and a sampler would crawl.
+    Of people with few concentrations take ``population(centered=False)``.
+
+    Args:
+        series: N people (mg/L), at times (N, T) (h), with the dose (mg) as the only covariate.
+        times: (T,) or (N, T) (h), to draw obs there instead of scoring the series.
+
+    Returns:
+        The values of obs, (N, T, 1).
+
+    Raises:
+        DataError: series without dose.
+
+    Example:
+        >>> from pyro_latentde.data import Series
+        >>> from pyro_latentde.models.systems import pk_population
+        >>> pk_population.model(Series.at_times([1.0, 4.0, 12.0], covariates=[[100.0], [200.0]])).shape
+        torch.Size([2, 3, 1])
+    """
+    return population()(series, times)
 
 
 def simulate(
@@ -169,7 +210,7 @@ def simulate(
         torch.tensor(TIMES) if times is None else times,
         concentration,
         lambda c, noise: c * torch.exp(local["sigma"][:, None, None] * noise),
-        names=("concentration",),
+        names=OBSERVED,
         truth={**p, **local},
         num_series=num_series,
         missing=missing,

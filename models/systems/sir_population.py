@@ -35,6 +35,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.models.population import Population, Varying
 from pyro_latentde.models.systems.simulation import (
     Simulation,
@@ -44,9 +45,20 @@ from pyro_latentde.models.systems.simulation import (
     solve_exactly,
 )
 
-__all__ = ["PARAMETERS", "START", "STATES", "population", "priors", "simulate", "vector_field"]
+__all__ = [
+    "OBSERVED",
+    "PARAMETERS",
+    "START",
+    "STATES",
+    "model",
+    "population",
+    "priors",
+    "simulate",
+    "vector_field",
+]
 
 STATES = ("log_s", "log_i")
+OBSERVED = ("infected",)
 PARAMETERS = {
     **{"beta_typical": 0.6, "gamma_typical": 0.2, "sigma": 0.2},
     **{"beta_spread": 0.2, "gamma_spread": 0.2},
@@ -113,6 +125,25 @@ def population(*, centered: bool | float | Mapping[str, bool | float] = True, **
     )
 
 
+def model(series: Series, times: Tensor | None = None) -> Tensor:
+    """The model of `population` with its default settings: centred, since an outbreak tells its own rates well.
+
+    Args:
+        series: N outbreaks, shares of the infected at times (N, T) (day), not negative.
+        times: (T,) or (N, T) (day), to draw obs there instead of scoring the series.
+
+    Returns:
+        The values of obs, (N, T, 1).
+
+    Example:
+        >>> from pyro_latentde.data import Series
+        >>> from pyro_latentde.models.systems import sir_population
+        >>> sir_population.model(Series.at_times([10.0, 20.0, 30.0], ids=["Ulm", "Ravensburg"])).shape
+        torch.Size([2, 3, 1])
+    """
+    return population()(series, times)
+
+
 def simulate(
     times: Tensor | None = None,
     *,
@@ -153,7 +184,7 @@ def simulate(
         torch.arange(3.0, 37.0, 3.0) if times is None else times,
         lambda times: states(times)[..., 1:].exp(),
         lambda i, noise: i * torch.exp(p["sigma"] * noise),
-        names=("infected",),
+        names=OBSERVED,
         truth={**p, **local},
         num_series=num_series,
         missing=missing,

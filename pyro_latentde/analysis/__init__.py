@@ -10,6 +10,7 @@ from pyro_latentde.analysis.plots import plot_phase, plot_trajectories
 from pyro_latentde.analysis.sbc import Calibration, calibration
 from pyro_latentde.analysis.solver_audit import SolverReport, solver_check
 from pyro_latentde.analysis.stress import StressReport, stress_test
+from pyro_latentde.analysis.trace_plots import plot_trace
 from pyro_latentde.analysis.training_plots import training_curves
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "plot_pair",
     "plot_phase",
     "plot_prior_posterior",
+    "plot_trace",
     "plot_trajectories",
     "recovery",
     "solver_check",

@@ -82,6 +82,7 @@ class ChainReport:
                     ax.plot(self.draws[name][chain], color=_COLOURS[min(i, len(_COLOURS) - 1)], lw=0.6, alpha=0.8)
             ax.set_ylabel(name)
         axes[-1, 0].set_xlabel("draw")
+        axes[-1, 0].locator_params(axis="x", integer=True)
         for i, mode in enumerate(self.modes):
             axes[0, 0].plot([], [], color=_COLOURS[min(i, len(_COLOURS) - 1)], label=f"chains {_numbered(mode)}")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)

@@ -38,7 +38,7 @@ def new_figure(
     plt.close(figure)
     for ax in axes.ravel():
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
+        ax.tick_params(labelsize=8, which="both")
     return figure, axes
 
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions.transforms import (
     ComposeTransform,
@@ -26,7 +27,8 @@ from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.log_joint import LatentSite, LogJoint
 from pyro_latentde.infer.prior_draws import prior
 from pyro_latentde.posterior import Posterior
-from pyro_latentde.posterior.model_sites import kind_of
+from pyro_latentde.posterior.model_sites import kind_of, seeded
+from pyro_latentde.posterior.runner import trace_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,6 +133,7 @@ def identifiability(
     at: Mapping[str, Any] | Posterior,
     *args: Any,
     extra: tuple | None = None,
+    observed: Sequence[str] = (),
     num_draws: int = 1000,
     seed: int = 0,
     **kwargs: Any,
@@ -148,7 +151,8 @@ def identifiability(
         at: the point: a value for each latent site, or a posterior, whose median (in unconstrained space) it is.
         *args: arguments of the model, data included; those of the posterior if there are none here.
         extra: arguments of the model with candidate measurements, such as ``(denser_times, None)``: each of them is
-            judged by what it would add.
+            judged by what it would add, also those of sites that the first call does not have.
+        observed: sites that are going to be measured, where there are no data yet: plan with ``(times, None)``.
         num_draws: draws of the prior, for its sds; also of data where torch does not know a divergence.
         seed: of those draws.
         **kwargs: keyword arguments of the model.
@@ -178,19 +182,18 @@ def identifiability(
     given = at if isinstance(at, Posterior) else None
     if given is not None and not args and not kwargs:
         args, kwargs = given.args, dict(given.kwargs)
+    unplanned, model = model, _with_planned(model, at, observed, args, kwargs)
     joint = LogJoint(model, args, kwargs)
-    observed = _observed(joint)
+    measured = _observed(joint)
     enough = num_draws if joint.dim > _MOST_CORRELATED else max(num_draws, _DRAWS_PER_COORDINATE * joint.dim)
     before = prior(model, *args, num_samples=enough, seed=seed, **kwargs)
     drawn = _unconstrained(joint, before).numpy()
     points = None if given is None else _unconstrained(joint, given)
     u = joint.unconstrain(at) if points is None else points.median(0).values.to(joint.dtype)
 
-    def laws(call: tuple) -> dict[str, Law]:
-        return laws_at(model, joint.constrain, u, observed, call, kwargs)
-
     options = {"num_noise": num_draws, "seed": seed}
-    information = sum(fisher_information(law, joint.dim, **options) for law in laws(args).values()).numpy()
+    laws = laws_at(model, joint.constrain, u, measured, args, kwargs)
+    information = sum(fisher_information(law, joint.dim, **options) for law in laws.values()).numpy()
     covariance = np.diag(drawn.var(0, ddof=1)) if joint.dim > _MOST_CORRELATED else np.atleast_2d(np.cov(drawn.T))
     both = np.linalg.solve(np.eye(joint.dim) + covariance @ information, covariance)
     names = [name for site in joint.sites for name in _coordinates(site, before)]
@@ -199,8 +202,37 @@ def identifiability(
     if points is not None:
         table["posterior_sd"] = points.std(0).numpy()
         table["posterior_contraction"] = 1 - (table["posterior_sd"] / table["prior_sd"]) ** 2
-    gains = None if extra is None else _gains(laws(tuple(extra)), both, np.diag(covariance), options)
-    return Identifiability(table, directions, information, gains)
+    if extra is None:
+        return Identifiability(table, directions, information)
+    with seeded(seed):
+        candidates = trace_model(unplanned, joint.constrain(u), tuple(extra), kwargs)
+    sites = [name for name in candidates.nodes if _is_measured(candidates, name, joint)]
+    laws = laws_at(unplanned, joint.constrain, u, sites, tuple(extra), kwargs)
+    return Identifiability(table, directions, information, _gains(laws, both, np.diag(covariance), options))
+
+
+def _with_planned(
+    model: Callable, at: Mapping[str, Any] | Posterior, observed: Sequence[str], args: tuple, kwargs: Mapping[str, Any]
+) -> Callable:
+    """The model with simulated data at these sites: where they are taken counts, not what they are."""
+    if not observed:
+        return model
+    point = {name: value[0] for name, value in at.draws().items()} if isinstance(at, Posterior) else at
+    with seeded(0):
+        nodes = trace_model(model, {name: torch.as_tensor(value) for name, value in point.items()}, args, kwargs).nodes
+    known = [name for name, node in nodes.items() if kind_of(node) in ("latent", "observed") and name not in point]
+    unknown = [name for name in observed if name not in known]
+    if unknown:
+        raise LatentDEError(
+            f"identifiability: observed = {unknown} are no sites of the model; expected some of {known}."
+        )
+    return poutine.condition(model, data={name: nodes[name]["value"] for name in observed})
+
+
+def _is_measured(trace: poutine.Trace, name: str, joint: LogJoint) -> bool:
+    """A sampled site that is no latent site of the model: one whose data were given, or would be drawn."""
+    node, latent = trace.nodes[name], {site.name for site in joint.sites}
+    return node["type"] == "sample" and name not in latent and kind_of(node) in ("observed", "latent")
 
 
 def _observed(joint: LogJoint) -> list[str]:

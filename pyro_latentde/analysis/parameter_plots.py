@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyro_latentde.analysis.drawing import BLUE, GREY, VERMILION, Units, add_legend, new_figure, with_unit
+from pyro_latentde.analysis.scalars import scalar_draws
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.posterior import Posterior
-from pyro_latentde.posterior.arviz_export import element_names, make_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,16 +42,16 @@ def plot_prior_posterior(
     """
     shared = [name for name in names or posterior.samples if name in prior.samples]
     after = _scalars(posterior, shared)
-    before = _scalars(prior, shared)
+    before = _scalars(prior, shared)  # in the same order; names may differ, where only one of them knows its series
     columns = min(3, len(after))
     figure, axes = new_figure(math.ceil(len(after) / columns), columns, width=2.5 * columns, height=2.0)
     for ax in axes.ravel()[len(after) :]:
         ax.remove()
-    for ax, (name, values) in zip(axes.ravel(), after.items(), strict=False):
-        low, high = np.quantile(before[name], [0.01, 0.99])
+    for ax, (name, values), drawn in zip(axes.ravel(), after.items(), before.values(), strict=False):
+        low, high = np.quantile(drawn, [0.01, 0.99])
         low, high = min(low, values.min()), max(high, values.max())
-        inside = before[name][(before[name] >= low) & (before[name] <= high)]
-        weight = np.full(len(inside), 1 / (len(before[name]) * (high - low) / 40))
+        inside = drawn[(drawn >= low) & (drawn <= high)]
+        weight = np.full(len(inside), 1 / (len(drawn) * (high - low) / 40))
         ax.hist(inside, np.linspace(low, high, 41), weights=weight, color=GREY, alpha=0.55, label="prior")
         ax.hist(values, _bins(values), density=True, color=BLUE, alpha=0.75, label="posterior")
         ax.set_xlabel(with_unit(name, units, 0, key=name.split("[")[0]))
@@ -125,11 +125,8 @@ def _sparse_ticks(ax: Axes, bottom: bool, left: bool) -> None:
 
 
 def _scalars(posterior: Posterior, names: Sequence[str]) -> dict[str, np.ndarray]:
-    groups = make_groups(posterior.select(names), ["posterior"]) if names else None
-    scalars: dict[str, np.ndarray] = {}
-    for name, array in groups.data["posterior"].items() if groups else ():
-        flat = array.reshape(array.shape[0] * array.shape[1], -1)
-        scalars |= dict(zip(element_names(name, array.shape[2:], groups), flat.T, strict=True))
+    drawn = scalar_draws(posterior, names) if names else {}
+    scalars = {name: values.flatten() for name, values in drawn.items()}
     if not 1 <= len(scalars) <= _MAX_SCALARS:
         raise LatentDEError(
             f"can draw 1 to {_MAX_SCALARS} scalars, got {len(scalars)}; choose names= out of {list(names)}"

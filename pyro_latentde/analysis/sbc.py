@@ -18,6 +18,8 @@ from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_run import split_rhat
 from pyro_latentde.infer.replications import METHODS, Replications, Truths, simulate_truths
+from pyro_latentde.infer.warn_once import WarnOnce
+from pyro_latentde.sites.settings import solver as solver_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +90,7 @@ class Calibration:
         return plot_ranks(self.ranks, self.num_ranks)
 
 
+@WarnOnce()
 def calibration(
     model: Callable,
     *args: Any,
@@ -100,6 +103,7 @@ def calibration(
     batch: int = 32,
     num_jobs: int = 1,
     seed: int = 0,
+    solver: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Calibration:
     """Simulation-based calibration of a model and a sampler.
@@ -121,6 +125,8 @@ def calibration(
         batch: data sets fitted at once.
         num_jobs: processes; -1 is all cores.
         seed: of everything random.
+        solver: keywords of :func:`~pyro_latentde.solver` for the fits alone, such as ``{"rtol": 1e-3}``: is a cheaper
+            solve good enough for data that come from the model as it is?
         **kwargs: keyword arguments of the model.
 
     Returns:
@@ -144,12 +150,14 @@ def calibration(
         ((32, 1), True)
     """
     _check(num_replications, method, num_chains, num_samples, num_ranks)
+    with solver_settings(**(solver or {})):
+        pass  # a setting that there is not is told before the simulation
     joint = LogJoint(model, args, kwargs)
     truths = simulate_truths(joint, num_replications, seed)
     jobs = num_jobs if num_jobs > 0 else joblib.cpu_count()
     size = min(batch, -(-num_replications // jobs))
     first = list(range(0, num_replications, size))
-    options = (method, num_chains, num_warmup, num_samples, num_ranks, size, seed)
+    options = (method, num_chains, num_warmup, num_samples, num_ranks, size, seed, dict(solver or {}))
     if jobs == 1:
         parts = [_fit(joint, truths, first, options)]
     else:
@@ -160,7 +168,7 @@ def calibration(
     ranks = pd.DataFrame(np.concatenate([ranks for ranks, _ in parts]), columns=_names(joint))
     unfinished = sum(number for _, number in parts)
     facts = {"method": getattr(method, "__name__", method), "seed": seed, "num_chains": num_chains}
-    facts |= {"num_warmup": num_warmup, "num_samples": num_samples}
+    facts |= {"num_warmup": num_warmup, "num_samples": num_samples, "solver": dict(solver or {})}
     return Calibration(ranks, num_ranks, _table(ranks, num_ranks), truths.num_failed, unfinished, facts)
 
 
@@ -180,19 +188,20 @@ def _fit_elsewhere(
 
 def _fit(joint: LogJoint, truths: Truths, first: list[int], options: tuple) -> tuple[np.ndarray, int]:
     """Ranks (R, scalars) of the batches that begin at these replications, and how many fits were not finished."""
-    method, num_chains, num_warmup, num_samples, num_ranks, size, seed = options
+    method, num_chains, num_warmup, num_samples, num_ranks, size, seed, solver = options
     fit = METHODS[method] if isinstance(method, str) else method
-    batch = Replications(joint, size, num_chains, truths[first[0] : first[0] + size])
     ranks, unfinished = [], 0
-    for start in first:
-        there = truths[start : start + size]
-        n = batch.give(there)
-        u = fit(batch, num_warmup, num_samples, seed + 1 + start).u[:n]
-        unfinished += sum(bool(split_rhat(one.numpy()).max() > DISAGREE) for one in u)
-        picked = torch.linspace(0, u.shape[1] * u.shape[2] - 1, num_ranks).round().long()
-        draws = _flat(joint, u.flatten(1, 2)[:, picked])
-        ranks.append((draws < _flat(joint, there.u)[:, None]).sum(1).numpy())
-        _log.info("calibration: %d of %d replications", start + n, len(truths))
+    with solver_settings(**solver):
+        batch = Replications(joint, size, num_chains, truths[first[0] : first[0] + size])
+        for start in first:
+            there = truths[start : start + size]
+            n = batch.give(there)
+            u = fit(batch, num_warmup, num_samples, seed + 1 + start).u[:n]
+            unfinished += sum(bool(split_rhat(one.numpy()).max() > DISAGREE) for one in u)
+            picked = torch.linspace(0, u.shape[1] * u.shape[2] - 1, num_ranks).round().long()
+            draws = _flat(joint, u.flatten(1, 2)[:, picked])
+            ranks.append((draws < _flat(joint, there.u)[:, None]).sum(1).numpy())
+            _log.info("calibration: %d of %d replications", start + n, len(truths))
     return np.concatenate(ranks), unfinished
 
 

@@ -35,6 +35,7 @@ LEAST_SHARE = 0.1
 NEGLIGIBLE = 0.1
 _TIGHTER = 1e-3
 _MORE_STEPS = 100_000
+_UNSET = {"step_size": None, "engine": None, "gradient": None}
 # A mean that the solver's error moves by so many sds is as far off as that of a hundred independent draws.
 MOST_SHIFT = 0.1
 # These keep the whole log-density they sampled from; others keep none, or that of a part of the data.
@@ -120,7 +121,8 @@ def solver_check(
 
     Args:
         posterior: draws with their model. The density they were sampled from is ``stats["lp"]`` where it is kept, else
-            the model's at the method and tolerances noted at its sites.
+            the model's at the method, tolerances and steps noted at its sites, also those set by ``lde.solver(...)``
+            around the sampler.
         rtol: tighter relative tolerance; by default a thousandth of the one used, or what the dtype resolves.
         atol: tighter absolute tolerance in units of the states; likewise.
         method: another method; by default ``"dopri8"``, or ``"tsit5"`` for draws made with that.
@@ -204,15 +206,23 @@ def _choose(posterior: Posterior, num: int, seed: int) -> Posterior:
 
 @contextmanager
 def _solving(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Solver settings by site."""
+    """Solver settings by site; of what is set at the site or around the check, only limits hold."""
     with ExitStack() as stack:
         for name, given in settings.items():
-            stack.enter_context(solver(sites=[name], **given))
+            stack.enter_context(solver(sites=[name], **{**_UNSET, **given}))
         yield
 
 
 def _recorded(site: Site) -> dict[str, Any]:
-    return {key: site.settings[key] for key in ("method", "rtol", "atol") if site.settings.get(key) is not None}
+    """What the draws were made with. torchdiffeq takes the same steps for all rows; our engines agree."""
+    keys = (
+        "method",
+        "rtol",
+        "atol",
+        "step_size",
+        *(["engine"] if site.settings.get("engine") == "torchdiffeq" else []),
+    )
+    return {key: site.settings[key] for key in keys if site.settings.get(key) is not None}
 
 
 def _tighter(site: Site, rtol: float | None, atol: float | None) -> dict[str, Any]:
@@ -223,7 +233,6 @@ def _tighter(site: Site, rtol: float | None, atol: float | None) -> dict[str, An
         "method": method if get_method(method).adaptive else "tsit5",
         "rtol": max(_TIGHTER * usual["rtol"], 10 * torch.finfo(dtype).eps) if rtol is None else rtol,
         "atol": _TIGHTER * usual["atol"] if atol is None else atol,
-        "step_size": None,
         "max_steps": _MORE_STEPS,
     }
 
@@ -234,9 +243,8 @@ def _other(site: Site) -> str:
 
 def _words(site: Site, way: Mapping[str, Mapping[str, Any]]) -> str:
     given = way[site.name]
-    fixed = "method" in given and not get_method(given["method"]).adaptive
-    parts = [given.get("method", "tsit5"), *(f"{key}={given[key]:.1g}" for key in ("rtol", "atol") if key in given)]
-    return f"{parts[0]} with fixed steps" if fixed else ", ".join(parts)
+    shown = ("step_size",) if given.get("step_size") is not None else ("rtol", "atol")
+    return ", ".join([given.get("method", "tsit5"), *(f"{key}={given[key]:.3g}" for key in shown if key in given)])
 
 
 def _difference(fine: np.ndarray, sampled: np.ndarray) -> np.ndarray:
@@ -288,7 +296,6 @@ def _suggest(
     """The loosest tolerance, in steps of ten, whose densities the finest solve confirms."""
     first, used = tight[sites[0].name], recorded[sites[0].name]
     start = used.get("rtol", first["rtol"] / _TIGHTER)
-    adaptive = get_method(used.get("method", "tsit5")).adaptive
     for decade in range(max(0, math.floor(math.log10(start / first["rtol"]) + 1e-9)) + 1):
         scale = 10.0**-decade
         given = {
@@ -302,6 +309,5 @@ def _suggest(
             break
     else:
         given = {key: first[key] for key in ("method", "rtol", "atol")}
-    # the same tolerance without given steps is enough, so the given steps were not
-    steps = {} if adaptive and decade > 0 else {"step_size": None}
+    steps = {} if used.get("step_size") is None else {"step_size": None}
     return {key: float(f"{x:.1g}") if isinstance(x, float) else x for key, x in given.items()} | steps

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.analysis.drawing import BLUE, INK, VERMILION, new_figure
-from pyro_latentde.analysis.regions import Region, best_region
 from pyro_latentde.analysis.scalars import scalar_draws
 from pyro_latentde.analysis.stiffness import jacobians_watched, stiffness_of
 from pyro_latentde.infer.prior_draws import prior
+from pyro_latentde.infer.regions import Region, best_region
 from pyro_latentde.posterior.model_sites import kind_of
 from pyro_latentde.posterior.runner import Draw, run_draws, trace_model
 from pyro_latentde.solve.solution import Status
@@ -106,6 +106,8 @@ class StressReport:
 
     def plot(self) -> Figure:
         """Two panels: draws in the two parameters in which failures (orange) differ most, and the solver steps."""
+        from matplotlib.ticker import LogFormatter  # slow to import, as in new_figure
+
         failed = (self.table["cause"] != "ok").to_numpy()
         named = [name for region in self.regions.values() for name in region.names]
         names = list(dict.fromkeys([*named, *self.parameters]))[:2]
@@ -125,6 +127,8 @@ class StressReport:
         right.hist([steps[~failed], steps[failed]], bins, stacked=True, color=[BLUE, VERMILION])
         right.axvline(steps.median(), color=INK, lw=1)
         right.set(xscale="log", xlabel="solver steps of a draw (line: median)", ylabel="draws")
+        right.xaxis.set_major_formatter("{x:g}")
+        right.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         return figure
 
 

@@ -62,6 +62,7 @@ def plot_trace(posterior: Posterior, names: Sequence[str] | None = None, *, unit
         ax.margins(x=0.01)
     for ax in axes.ravel()[max(0, len(scalars) - columns) : len(scalars)]:
         ax.set_xlabel("draw", fontsize=9)
+        ax.locator_params(axis="x", integer=True)
         ax.tick_params(labelbottom=True)
     if posterior.num_chains > _MAX_CHAINS:
         text = f"{_MAX_CHAINS} of {posterior.num_chains} chains, from the lowest mean to the highest"

@@ -90,13 +90,13 @@ def pad_all(
     return tuple(out)
 
 
-def as_batch(times: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def as_batch(times: Tensor, values: Tensor | None, what: str = "values") -> tuple[Tensor, Tensor | None]:
     """Times to (N, T) and values to (N, T, D), with the shapes that were given named in the error."""
     if times.dim() not in (1, 2) or times.numel() == 0:
         raise DataError(f"times: expected (T,) or (N, T), at least one time; got {tuple(times.shape)}")
     if values is None:
         return torch.atleast_2d(times), None
-    given = f"times {tuple(times.shape)}, values {tuple(values.shape)}"
+    given = f"times {tuple(times.shape)}, {what} {tuple(values.shape)}"
     length = times.shape[-1]
     if values.dim() == 1 or (values.dim() == 2 and times.dim() == 2):
         batch = torch.atleast_2d(values).unsqueeze(-1)  # (T,) or (N, T): one observed state
@@ -107,23 +107,23 @@ def as_batch(times: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor | Non
     fits = batch.dim() == 3 and batch.shape[1] == length and batch.shape[2] > 0
     if not fits or (times.dim() == 2 and times.shape[0] not in (1, batch.shape[0])):
         raise DataError(
-            f"values do not fit the times: {given}. Expected values (T,), (T, D) or (N, T, D) with "
-            f"T = {length}.{_transpose_hint(times, values)}"
+            f"{what} do not fit the times: {given}. Expected {what} (T,), (T, D) or (N, T, D) with "
+            f"T = {length}.{_transpose_hint(times, values, what)}"
         )
     return times.expand(batch.shape[0], length), batch
 
 
-def _transpose_hint(times: Tensor, values: Tensor) -> str:
+def _transpose_hint(times: Tensor, values: Tensor, what: str) -> str:
     length, shape = times.shape[-1], tuple(values.shape)
     if len(shape) == 2 and shape[1] == length:
-        return f" values look like (D, T): pass values.T, of shape {shape[::-1]}."
+        return f" {what} look like (D, T): pass {what}.T, of shape {shape[::-1]}."
     if len(shape) == 3 and shape[1] != length and length in shape:
         order = (0, 2, 1) if shape[2] == length else (1, 0, 2)
         kind = "(N, D, T)" if shape[2] == length else "(T, N, D)"
         turned = tuple(shape[i] for i in order)
-        return f" values look like {kind}: pass values.permute{order}, of shape {turned}."
+        return f" {what} look like {kind}: pass {what}.permute{order}, of shape {turned}."
     if length - 1 in shape:
-        return " There is one time more than values: does the list of times hold the initial time as well?"
+        return f" There is one time more than {what}: does the list of times hold the initial time as well?"
     return ""
 
 

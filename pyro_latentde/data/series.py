@@ -144,26 +144,58 @@ class Series:
         )
 
     @classmethod
-    def at_times(cls, times: Any, *, names: Sequence[str] | None = None, dtype: torch.dtype | None = None) -> Series:
+    def at_times(
+        cls,
+        times: Any,
+        *,
+        names: Sequence[str] | None = None,
+        ids: Sequence[Any] | None = None,
+        inputs: Any = None,
+        covariates: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> Series:
         """Series without values: when to look, for models that then draw new observations.
 
         Args:
-            times: (T,), (N, T), or a list of N ragged (T_i,).
+            times: (T,) shared by all series, (N, T), or a list of N ragged (T_i,).
             names: names of the values that would be observed.
+            ids: one label per series.
+            inputs: (T, K), (N, T, K), or a list of N ragged (T_i, K), complete.
+            covariates: (N, C), or (C,) for one series.
             dtype: by default that of a floating tensor given, else float64.
 
         Returns:
             Series with values None and mask (N, T, 1), False where a short series was padded.
+
+        Raises:
+            DataError: shapes disagree, or times are not finite.
+
+        Example:
+            >>> Series.at_times([1.0, 2.0, 4.0], covariates=[[100.0], [200.0]], ids=["Ann", "Bo"])
+            Series(2 series, up to 3 times, no values)
         """
         rows = ragged_rows(times, "times", dtype)
-        if rows is None:
-            times, _ = as_batch(as_tensor(times, "times", dtype), None)
-            mask = torch.ones_like(times, dtype=torch.bool)
-        else:
-            times, mask = pad_rows(rows), pad_rows([torch.ones_like(r) for r in rows], 0.0).bool()
-        check_finite_times(times, None)
-        times, mask = sort_in_time(times, mask[..., None])
-        return cls(times=times, values=None, mask=mask, names=None if names is None else tuple(names))
+        mask = None if rows is None else pad_rows([torch.ones_like(row) for row in rows], 0.0).bool()
+        times, _, _, inputs = pad_all(times, None, None, inputs, dtype)
+        times, inputs = as_batch(times, inputs, "inputs")
+        mask = torch.ones_like(times, dtype=torch.bool) if mask is None else mask.expand_as(times)
+        if covariates is not None:
+            covariates = torch.atleast_2d(as_tensor(covariates, "covariates", dtype)).to(times)
+        check_finite_times(times, ids)
+        times, mask, inputs = sort_in_time(times, mask[..., None], None if inputs is None else inputs.to(times))
+        n = max(len(part) for part in (times, covariates, ids) if part is not None)
+        if len(times) == 1:
+            parts = (times, mask, inputs)
+            times, mask, inputs = (None if part is None else part.repeat_interleave(n, 0) for part in parts)
+        return cls(
+            times=times,
+            values=None,
+            mask=mask,
+            names=None if names is None else tuple(names),
+            ids=None if ids is None else tuple(ids),
+            inputs=inputs,
+            covariates=covariates,
+        )
 
     @classmethod
     def from_dataframe(

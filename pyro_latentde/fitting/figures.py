@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_latentde.analysis import plot_pair, plot_prior_posterior, plot_trajectories, training_curves
-from pyro_latentde.analysis.trace_plots import plot_trace
+from pyro_latentde.analysis import plot_pair, plot_prior_posterior, plot_trace, plot_trajectories, training_curves
 from pyro_latentde.data import Series
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.posterior import Posterior
@@ -21,13 +20,13 @@ from pyro_latentde.posterior.prediction import Prediction
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "draw_figures", "main_names"]
+__all__ = ["Picture", "draw_figures", "draw_picture", "main_names"]
 
 MAX_SCALARS = 12  # what pairs can show
 MAX_SERIES = 12
 _NUM_TIMES = 100
-_NUM_DRAWS = 2000  # fewer make the ends of bands rough
-_MAX_NUMBERS = 20_000_000
+_NUM_DRAWS = 4000  # fewer make the ends of bands rough
+_MAX_NUMBERS = 5_000_000
 _DPI = 110
 
 
@@ -67,7 +66,7 @@ def draw_figures(
     more = f" Not shown: {', '.join(left_out)}." if left_out else ""
 
     def add(file: str, title: str, text: str, make: Callable[[], Figure]) -> None:
-        pictures.append(_draw(file, title, text, make, out))
+        pictures.append(draw_picture(file, title, text, make, out))
 
     add(
         "prior_posterior.png",
@@ -103,13 +102,25 @@ def main_names(posterior: Posterior) -> tuple[list[str], list[str]]:
     return [n for n in posterior.samples if n in chosen], [n for n in posterior.samples if n not in chosen]
 
 
-def _draw(file: str, title: str, text: str, make: Callable[[], Figure], out: Path) -> Picture:
+def draw_picture(file: str, title: str, text: str, make: Callable[[], Figure], out: Path) -> Picture:
+    """Write one figure; one that cannot be drawn says why, and takes nothing else with it.
+
+    Args:
+        file: its name in the folder.
+        title: one line.
+        text: what is to be seen.
+        make: draws it.
+        out: the folder.
+
+    Returns:
+        Picture.
+    """
     try:
-        figure = make()
-    except LatentDEError as error:
+        make().savefig(out / file, dpi=_DPI)
+    except Exception as error:  # of any kind: a page with one figure less is better than none
         (out / file).unlink(missing_ok=True)
-        return Picture(None, title, f"Not drawn: {error}")
-    figure.savefig(out / file, dpi=_DPI)
+        reason = str(error) if isinstance(error, LatentDEError) else f"{type(error).__name__}: {error}"
+        return Picture(None, title, f"Not drawn: {reason}")
     return Picture(file, title, text)
 
 
@@ -134,7 +145,7 @@ def _trajectories(posterior: Posterior, series: Series, out: Path, seed: int, ti
         label = str(row if series.ids is None else series.ids[row])
         name = title if len(series) == 1 else f"{title}: {label}"
         file = f"trajectories-{row + 1}.png"
-        pictures.append(_draw(file, name, text, lambda row=row: draw_row(row), out))
+        pictures.append(draw_picture(file, name, text, lambda row=row: draw_row(row), out))
     if len(series) > MAX_SERIES:
         pictures.append(Picture(None, title, f"The first {MAX_SERIES} of {len(series)} series are drawn."))
     return pictures
@@ -145,6 +156,10 @@ def _predict(posterior: Posterior, series: Series, seed: int) -> Prediction:
     row = series.values[..., 0].numel() + len(series) * _NUM_TIMES
     draws = min(_NUM_DRAWS, max(100, _MAX_NUMBERS // (row * series.num_values)))
     options = {"num_draws": draws, "seed": seed}
+    # few draws are taken several times, each with noise of its own
+    repeats = draws // (posterior.num_chains * posterior.num_draws)
+    if repeats > 1:
+        posterior = posterior.select(draws=[*range(posterior.num_draws)] * repeats)
     try:
         prediction = posterior.with_model(posterior.model, _denser(series)).predict(**options)
     except Exception:  # such as unknowns for each time: the model's own business, and it did run at its own times

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyro_latentde.fitting.figures import Picture
+from pyro_latentde.fitting.verdicts import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,9 @@ tbody th { font-weight: 400; }
 img { max-width: 100%; height: auto; }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ec; padding: .5rem .75rem; margin: .5rem 0; }
 .fine { border-left: 4px solid #0072b2; background: #eef5fa; padding: .5rem .75rem; margin: .5rem 0; }
+.unknown { border-left: 4px solid #999; background: #f4f4f4; padding: .5rem .75rem; margin: .5rem 0; }
+details { margin: 0 0 1rem; } summary { cursor: pointer; color: #666; font-size: .875rem; }
+pre { white-space: pre-wrap; font-size: .8rem; line-height: 1.4; background: #f7f7f7; padding: .5rem .75rem; }
 """.strip()
 
 
@@ -40,6 +44,7 @@ def render_report(
     subtitle: str,
     verdict: str,
     warnings: Sequence[str],
+    verdicts: Sequence[Verdict] = (),
     summary: pd.DataFrame,
     numbers: Mapping[str, float | int | None],
     settings: Mapping[str, Any],
@@ -55,6 +60,7 @@ def render_report(
         subtitle: what the system is, in a line.
         verdict: the run in a line.
         warnings: in plain words; none where all is well.
+        verdicts: of the checks; none where they were not wanted.
         summary: a row for each scalar.
         numbers: of the run, by name.
         settings: of the run, by name.
@@ -74,8 +80,9 @@ def render_report(
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(subtitle)}</p>' if subtitle else "",
         f"<p>{escape(verdict)}</p>",
-        "<h2>Before you believe it</h2>",
+        "<h2>Can it be believed?</h2>",
         notes,
+        *(_verdict(one, folder) for one in verdicts),
         "<h2>Unknowns</h2>",
         _table(summary.reset_index(), "summary"),
         "<h2>Figures</h2>",
@@ -108,6 +115,21 @@ def render_report(
             "",
         ]
     )
+
+
+_CLASSES = {True: "fine", False: "warning", None: "unknown"}
+
+
+def _verdict(verdict: Verdict, folder: Path) -> str:
+    """The sentence, and behind a click what it was made from."""
+    about = verdict.about.capitalize()
+    head = f'<p class="{_CLASSES[verdict.passed]}"><b>{escape(about)}:</b> {escape(verdict.sentence)}</p>'
+    inside = [f"<pre>{escape(verdict.printed)}</pre>"] if verdict.printed else []
+    if verdict.picture is not None:
+        inside.append(_figure(verdict.picture, folder))
+    if not inside:
+        return head
+    return "\n".join([head, "<details>", f"<summary>{escape(about)}: the whole check</summary>", *inside, "</details>"])
 
 
 def _figure(picture: Picture, folder: Path) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from pyro_latentde.fitting.figures import draw_figures
 from pyro_latentde.fitting.html import render_report
 from pyro_latentde.fitting.metrics import in_one_line, warnings_of
 from pyro_latentde.fitting.system import System
-from pyro_latentde.fitting.table import describe_series, name_series
+from pyro_latentde.fitting.table import describe_series
+from pyro_latentde.fitting.verdicts import CHECK_FILES, Verdict
 from pyro_latentde.posterior import Posterior
 
 __all__ = ["REPORT_FILES", "data_text", "write_report"]
 
 REPORT_FILES = ("summary.csv", "report.html", "prior_posterior.png", "pair.png", "trace.png", "training.png")
+REPORT_FILES += CHECK_FILES
 
 _NUMBERS = {
     "rhat_max": "R-hat, greatest",
@@ -49,6 +51,7 @@ def write_report(
     series: Series,
     facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    verdicts: Sequence[Verdict] = (),
 ) -> Path:
     """Write ``summary.csv``, the figures and ``report.html``.
 
@@ -60,11 +63,12 @@ def write_report(
         series: the data.
         facts: ``run.json``.
         metrics: ``metrics.json``.
+        verdicts: of :func:`.judge`.
 
     Returns:
         Path of the page.
     """
-    table = name_series(posterior.summary(), posterior, series)
+    table = posterior.summary()
     table.to_csv(out / "summary.csv")
     pictures = draw_figures(posterior, prior, series, out, seed=facts["seed"], time=facts["columns"]["time"])
     name = Path(facts["system"]).stem
@@ -73,6 +77,7 @@ def write_report(
         subtitle=system.title,
         verdict=f"{facts['method']}: {in_one_line(metrics)}.",
         warnings=warnings_of(metrics, facts["method"]),
+        verdicts=verdicts,
         summary=table,
         numbers={text: metrics.get(key) for key, text in _NUMBERS.items()},
         settings=_settings(posterior, facts),
@@ -91,7 +96,8 @@ def _settings(posterior: Posterior, facts: Mapping[str, Any]) -> dict[str, Any]:
     settings |= {name: value for name, value in facts["options"].items()}
     settings |= {name: value for name, value in posterior.attrs.items() if name not in _TOLD and _is_plain(value)}
     for site in posterior.sites.ode if posterior.sites else ():
-        settings |= {f"solver of {site}: {key}": value for key, value in posterior.sites[site].settings.items()}
+        used = {key: value for key, value in posterior.sites[site].settings.items() if value is not None}
+        settings |= {f"solver of {site}: {key}": value for key, value in used.items()}
     versions = posterior.attrs.get("versions") or {}
     return settings | {f"version of {name}": text for name, text in versions.items()}
 

@@ -19,9 +19,11 @@ from pyro_latentde.fitting.methods import find_method
 from pyro_latentde.fitting.metrics import collect_metrics, in_one_line
 from pyro_latentde.fitting.report import REPORT_FILES, data_text, write_report
 from pyro_latentde.fitting.system import System, find_system
-from pyro_latentde.fitting.table import Columns, choose_columns, name_series, read_series
+from pyro_latentde.fitting.table import Columns, choose_columns, read_series
+from pyro_latentde.fitting.verdicts import judge
 from pyro_latentde.infer import prior
 from pyro_latentde.posterior import Posterior
+from pyro_latentde.posterior.arviz_export import series_labels
 
 __all__ = ["fit_table", "report_again"]
 
@@ -42,11 +44,13 @@ def fit_table(
     time_column: str = "time",
     series_column: str | None = None,
     values: Sequence[str] | None = None,
+    covariates: Sequence[str] | None = None,
     replicates: bool = False,
     options: Mapping[str, int] | None = None,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    checks: bool = True,
     progress: bool = True,
     say: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
@@ -63,11 +67,13 @@ def fit_table(
         time_column: column of the times.
         series_column: column that tells series apart; ``series`` where there is one.
         values: columns of the values; those of the system by default.
+        covariates: columns that are constant within a series, in the order in which the model has them; likewise.
         replicates: equal times in a series are repeated measurements.
         options: sizes of the method that are not to be its defaults, such as ``{"num_samples": 500}``.
         seed: the one seed.
         resume: go on with the same run, if the folder holds it.
         overwrite: replace the run that the folder holds.
+        checks: let :func:`.judge` tell whether the result can be believed.
         progress: show the bar.
         say: is given each line of text.
 
@@ -80,16 +86,16 @@ def fit_table(
     """
     began, out, options = time.perf_counter(), Path(out), dict(options or {})
     way, found = find_method(method, options), find_system(system)
-    columns = choose_columns(
-        data, found.values, time=time_column, values=values, series=series_column, replicates=replicates
-    )
+    known = found.covariates if covariates is None else covariates
+    names = {"time": time_column, "values": values, "series": series_column, "covariates": known}
+    columns = choose_columns(data, found.values, replicates=replicates, **names)
     series = read_series(data, columns)
     check_model(found, series, data, columns)
     facts = _facts(found, data, columns, method, options, seed)
     done = _claim(out, facts, resume, overwrite)
     if done is not None:
         say(f"{out} holds the results of this run: its report is made again")
-        report_again(out)
+        report_again(out, checks=checks, say=say)
         return done
     _keep_inputs(out, facts, found, data)
     say(f"{found.name}: {found.title}" if found.title else found.name)
@@ -102,24 +108,28 @@ def fit_table(
     posterior.save(out / "draws.nc")
     before = prior(found.model, series, num_samples=_PRIOR_DRAWS, seed=seed)
     _export(posterior, before, series, seed).to_netcdf(str(out / "posterior.nc"))
-    table = name_series(posterior.summary(), posterior, series)
+    table = posterior.summary()
     metrics = collect_metrics(posterior, table)
     metrics |= {"method": method, "seed": seed, "sampling_seconds": sampled, "seconds": time.perf_counter() - began}
     _write_json(out / "metrics.json", metrics)
-    write_report(out, found, posterior, before, series, facts, metrics)
+    verdicts = judge(posterior, series, metrics, out, seed=seed) if checks else []
+    write_report(out, found, posterior, before, series, facts, metrics, verdicts)
     say("")
     say(table.to_string(float_format=lambda x: f"{x:.4g}"))
     say("")
-    say(in_one_line(metrics))
+    for line in (in_one_line(metrics), *verdicts):
+        say(str(line))
     say(f"{out}/: report.html, posterior.nc, draws.nc, summary.csv, metrics.json and figures")
     return metrics
 
 
-def report_again(folder: str | Path) -> Path:
+def report_again(folder: str | Path, *, checks: bool = True, say: Callable[[str], Any] = lambda _: None) -> Path:
     """Make summary, figures and ``report.html`` of a run again, from its draws: what ``pyro-latentde report`` does.
 
     Args:
         folder: of :func:`fit_table`. A user's system is run from the copy in the folder.
+        checks: let :func:`.judge` tell whether the result can be believed.
+        say: is given each of its verdicts.
 
     Returns:
         Path of the report.
@@ -138,13 +148,14 @@ def report_again(folder: str | Path) -> Path:
     beside = facts.get("system_folder")
     own = facts["system_hash"] is not None
     system = find_system(str(folder / "system.py") if own else facts["system"], beside and Path(beside))
-    series = read_series(
-        folder / "data.csv", Columns(**facts["columns"] | {"values": tuple(facts["columns"]["values"])})
-    )
+    series = read_series(folder / "data.csv", Columns.of(facts["columns"]))
     posterior = Posterior.load(folder / "draws.nc", model=system.model, args=(series,))
     before = prior(system.model, series, num_samples=_PRIOR_DRAWS, seed=facts["seed"])
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return write_report(folder, system, posterior, before, series, facts, metrics)
+    verdicts = judge(posterior, series, metrics, folder, seed=facts["seed"]) if checks else []
+    for verdict in verdicts:
+        say(str(verdict))
+    return write_report(folder, system, posterior, before, series, facts, metrics, verdicts)
 
 
 def _facts(
@@ -227,10 +238,7 @@ def _export(posterior: Posterior, before: Posterior, series: Series, seed: int) 
     if numbers > _MAX_NUMBERS:
         groups = ["posterior", "sample_stats", "observed_data", "constant_data", "prior"]
         groups = groups if posterior.stats else [name for name in groups if name != "sample_stats"]
-    plates = {plate.name: plate.size for site in posterior.sites.values() for plate in site.plates}
-    ids = [str(label) for label in series.ids or ()]
-    coords = {name: ids for name, size in plates.items() if size == len(ids)}
-    return posterior.to_arviz(groups, prior=before, seed=seed, coords=coords)
+    return posterior.to_arviz(groups, prior=before, seed=seed, coords=series_labels(posterior))
 
 
 def _read_facts(folder: Path) -> dict[str, Any] | None:

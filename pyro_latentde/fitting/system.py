@@ -33,6 +33,7 @@ class System:
         values: names of the observed values, which are columns of a table; None where the file does not say.
         title: first line of its documentation.
         path: of a user's file; None for the zoo.
+        covariates: names of what the model wants to know of each series, such as its dose.
     """
 
     name: str
@@ -40,15 +41,17 @@ class System:
     values: tuple[str, ...] | None
     title: str
     path: Path | None = None
+    covariates: tuple[str, ...] = ()
 
 
 def find_system(name: str, beside: Path | None = None) -> System:
     """The system of that name, or in the file at that path.
 
     A file is a module like those of the zoo: a function ``model(series)`` whose first argument is a :class:`.Series`,
-    and ``STATES``, the names of the states, which are the columns to read too unless ``OBSERVED`` names others. With a
-    second argument ``times=`` the model also draws observations between and after the data. The file is run: give
-    none that you would not run yourself.
+    and ``STATES``, the names of the states, which are the columns to read too unless ``OBSERVED`` names others.
+    ``COVARIATES``, where there are any, names columns that are constant within a series. With a second argument
+    ``times=`` the model also draws observations between and after the data. The file is run: give none that you would
+    not run yourself.
 
     Args:
         name: of the zoo, or a path.
@@ -76,7 +79,9 @@ def find_system(name: str, beside: Path | None = None) -> System:
         )
     title = ((module.__doc__ or "").strip().splitlines() or [""])[0]
     title = re.sub(r"\s*:$", ".", title)
-    return System(Path(shown).stem if path else name, _model(module, shown), _values(module, shown), title, path)
+    values = _columns(module, shown, "OBSERVED") or _columns(module, shown, "STATES")
+    covariates = _columns(module, shown, "COVARIATES") or ()
+    return System(Path(shown).stem if path else name, _model(module, shown), values, title, path, covariates)
 
 
 def _run_file(path: Path, beside: Path | None) -> ModuleType:
@@ -137,12 +142,10 @@ def _model(module: ModuleType, shown: str) -> Callable:
     return model
 
 
-def _values(module: ModuleType, shown: str) -> tuple[str, ...] | None:
-    for label in ("OBSERVED", "STATES"):
-        found = getattr(module, label, None)
-        if found is None:
-            continue
-        if isinstance(found, str) or not all(isinstance(name, str) for name in found) or not len(found):
-            raise LatentDEError(f'{shown}: expected {label} = ("u", "v"), names of columns; got {found!r}')
-        return tuple(found)
-    return None
+def _columns(module: ModuleType, shown: str, label: str) -> tuple[str, ...] | None:
+    found = getattr(module, label, None)
+    if found is None:
+        return None
+    if isinstance(found, str) or not all(isinstance(name, str) for name in found) or not len(found):
+        raise LatentDEError(f'{shown}: expected {label} = ("u", "v"), names of columns; got {found!r}')
+    return tuple(found)

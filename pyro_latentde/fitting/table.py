@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ import pandas as pd
 from pyro_latentde.data import Series
 from pyro_latentde.data._tables import nearest, read_table
 from pyro_latentde.errors import DataError
-from pyro_latentde.posterior import Posterior
 
-__all__ = ["Columns", "choose_columns", "describe_series", "name_series", "read_series", "row_of"]
+__all__ = ["Columns", "choose_columns", "describe_series", "read_series", "row_of"]
 
 _SHOWN = 3  # rows that a message names
 
@@ -30,16 +29,24 @@ class Columns:
         values: the observed values.
         series: labels that tell the series apart; None for one series.
         replicates: equal times in a series are repeated measurements, not a mistake.
+        covariates: what is known of each series, the same in all of its rows.
     """
 
     time: str
     values: tuple[str, ...]
     series: str | None = None
     replicates: bool = False
+    covariates: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """For a JSON file."""
-        return {**asdict(self), "values": list(self.values)}
+        return {**asdict(self), "values": list(self.values), "covariates": list(self.covariates)}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Columns:
+        """From what `plain` gave."""
+        lists = {name: tuple(plain.get(name, ())) for name in ("values", "covariates")}
+        return cls(**{**plain, **lists})
 
 
 def choose_columns(
@@ -50,6 +57,7 @@ def choose_columns(
     values: Sequence[str] | None = None,
     series: str | None = None,
     replicates: bool = False,
+    covariates: Sequence[str] = (),
 ) -> Columns:
     """The columns asked for; values are those of the system and series is ``series``, where nothing was said.
 
@@ -60,6 +68,7 @@ def choose_columns(
         values: columns of the values, in the order of the system's.
         series: column of the labels.
         replicates: allow equal times in a series.
+        covariates: columns of what is known of each series.
 
     Returns:
         Columns, all of which are in the table.
@@ -71,8 +80,9 @@ def choose_columns(
     there = [str(name) for name in table.columns]
     if series is None and "series" in there:
         series = "series"
-    chosen = tuple(values or states or [name for name in there if name not in (time, series)])
-    wanted = {"--time": [time], "--series": [series] if series else [], "--values": chosen}
+    chosen = tuple(values or states or [name for name in there if name not in (time, series, *covariates)])
+    known = {"--time": [time], "--series": [series] if series else [], "--covariates": covariates}
+    wanted = {**known, "--values": chosen}
     for option, names in wanted.items():
         for name in names:
             if name not in there:
@@ -81,10 +91,10 @@ def choose_columns(
                     f"{Path(path).name} has no column {name!r}{nearest(name, there)}. Its columns are {there}; say "
                     f"which one it is by {option}.{hint}"
                 )
-    twice = sorted({name for name in (time, series, *chosen) if [time, series, *chosen].count(name) > 1})
-    if twice or not chosen:
-        raise DataError(f"expected one time, one series and different values; got {[time, series, *chosen]}")
-    return Columns(time, chosen, series, replicates)
+    names = [time, series, *chosen, *covariates]
+    if not chosen or any(names.count(name) > 1 for name in names):
+        raise DataError(f"expected one time, one series and different values and covariates; got {names}")
+    return Columns(time, chosen, series, replicates, tuple(covariates))
 
 
 def read_series(path: str | Path, columns: Columns) -> Series:
@@ -130,23 +140,9 @@ def describe_series(series: Series) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def name_series(table: pd.DataFrame, posterior: Posterior, series: Series) -> pd.DataFrame:
-    """A summary whose rows name the series, ``c0[patient 3]``, where a site has a plate of all series."""
-    if series.ids is None or posterior.sites is None:
-        return table
-    names = []
-    for name in table.index:
-        site, _, rest = str(name).partition("[")
-        first, comma, others = rest.removesuffix("]").partition(", ")
-        plates = posterior.sites[site].plates if site in posterior.sites else ()
-        if plates and plates[0].size == len(series) and first.isdigit():
-            name = f"{site}[{series.ids[int(first)]}{comma}{others}]"
-        names.append(name)
-    return table.set_axis(pd.Index(names, name=table.index.name))
-
-
 def _names(columns: Columns) -> dict[str, Any]:
-    return {"time": columns.time, "values": list(columns.values), "series": columns.series}
+    names = {"time": columns.time, "values": list(columns.values), "series": columns.series}
+    return {**names, "covariates": columns.covariates}
 
 
 def _check_times(times: pd.Series, name: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer.graph_simplification import simplify
 from pyro_latentde.infer.log_joint import LogJoint
 
 __all__ = ["ENGINES", "BatchedLogJoint"]
@@ -126,6 +127,7 @@ class BatchedLogJoint:
         try:
             with pyro.validation_enabled(False):
                 graph = make_fx(lambda u, *data: eager(u, *data))(self._probes[0], *self._data)
+                graph = simplify(graph, self._probes[0], *self._data)
             traced = _replay(graph, self._probes[0], *self._data)
             trouble = self._difference(traced, expected)
         except Exception as error:

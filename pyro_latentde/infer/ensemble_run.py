@@ -24,6 +24,7 @@ from pyro_latentde.infer.progress import Progress
 from pyro_latentde.infer.run_file import RunFile, describe_run
 from pyro_latentde.infer.starts import find_many_starts
 from pyro_latentde.infer.stop_signal import StopSignal
+from pyro_latentde.infer.warn_once import WarnOnce
 from pyro_latentde.posterior.model_sites import inspect_model
 from pyro_latentde.posterior.posterior import Posterior
 
@@ -45,6 +46,7 @@ MANY_ROWS = 32
 _log = logging.getLogger("pyro_latentde")
 
 
+@WarnOnce()
 def ensemble_hmc(
     model: Callable,
     *args: Any,

@@ -85,7 +85,8 @@ class Fit:
                 memory=memory,
             )
         attrs = {**self.attrs, "draw_seed": seed, "final_loss": _last_losses(self.losses)}
-        return replace(posterior, attrs=attrs)
+        # what the guide has learned is the posterior of the fit's solver, whatever is set around this call
+        return replace(posterior, sites=posterior.sites.solved_with(attrs.get("solver", {})), attrs=attrs)
 
     def elbo(self, num_particles: int = 100, seed: int = 0) -> float:
         """Estimate of the evidence lower bound in nats, a mean over ``num_particles`` draws of the guide."""

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,27 +18,32 @@ from pyro_latentde.infer.batched_log_joint import BatchedLogJoint
 from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
 from pyro_latentde.infer.ensemble_kernel import Density
 from pyro_latentde.infer.ensemble_run import advance, check_settings, density_of, facts_of, summarise, to_posterior
+from pyro_latentde.infer.growth import grow, is_part
 from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_run import DENSE_UP_TO
-from pyro_latentde.infer.particles import White, bridge, without_data
+from pyro_latentde.infer.particles import White, bridge, move, without_data
 from pyro_latentde.infer.progress import Progress
 from pyro_latentde.infer.run_file import RunFile
 from pyro_latentde.infer.start_failures import explain_failure
 from pyro_latentde.infer.stop_signal import StopSignal
+from pyro_latentde.infer.warn_once import WarnOnce
 from pyro_latentde.posterior.model_sites import inspect_model
 from pyro_latentde.posterior.posterior import Posterior
 from pyro_latentde.posterior.pyro_import import draw_latents
 
 __all__ = ["default_horizons", "lengthen", "until"]
 
+MOVES_AT_START = 4  # times as many as later, of particles that come from another form of the model
 ROUNDS = 20  # of draws from the prior, until enough of them can be solved
 
 
+@WarnOnce()
 def lengthen(
     model: Callable,
     series: Series,
     *args: Any,
     horizons: Sequence[float] | Tensor | None = None,
+    start: Mapping[str, Tensor] | None = None,
     num_particles: int = 256,
     num_moves: int = 5,
     num_samples: int = 200,
@@ -63,16 +69,22 @@ def lengthen(
     their particles as soon as the data speak against them. At the full horizon ensemble HMC starts from the particles,
     in coordinates in which they are white.
 
+    Latent sites may grow with the horizon, as the starts of `models.Shooting` do, or a noise at each time: what a
+    longer series has in addition is drawn from the prior, given what the particle has already.
+
     Chaos sets a limit. A start whose paths part by e^5 lies on a sheet ten thousand times wider than thick, but bent
     little; from about e^7 on the sheet is bent by many times its thickness and no trajectory follows it. Divergences
     and R-hat tell.
 
     Args:
-        model: Pyro model, ``model(series, *args, **kwargs)``, whose latent sites are the same for a shorter series.
+        model: Pyro model, ``model(series, *args, **kwargs)``, whose latent sites are the same for a shorter series, or
+            shorter.
         series: the observations.
         *args: further arguments of the model.
         horizons: times h_1 < h_2 < ..., in the unit of the series; the full one is added. By default each time at
             which something was observed.
+        start: draws (N, *site shape) of the latent sites of the series up to the first horizon, from a fit of that much
+            in whatever form: they are the particles, moved a while before they go on. By default the prior's.
         num_particles: number of particles; more find more of the modes.
         num_moves: trajectories of each particle after a resampling.
         num_samples: draws of each chain that are kept, at the full horizon.
@@ -95,8 +107,8 @@ def lengthen(
     Raises:
         DataError: a series without values, or horizons that do not increase, or not within the observed times.
         InitError: too few draws of the prior can be solved up to the first horizon.
-        LatentDEError: the model has other latent sites with a shorter series, or its supports depend on values; no
-            particle can explain the next observation.
+        LatentDEError: the latent sites of a shorter series are no part of those of the whole, or supports depend on
+            values; no particle can explain the next observation.
 
     References:
         Chopin (2002), A sequential particle filter method for static models, Biometrika 89.
@@ -123,7 +135,10 @@ def lengthen(
     settings = EnsembleSettings(num_warmup, num_samples, target_accept, dense, max_num_steps, seed)
     run = _Lengthening(model, series, args, kwargs, settings, log_joint_engine)
     with Progress(len(times) + 1, "lengthen", progress) as bar:
-        u = run.begin(times[0], num_particles)
+        if start is None:
+            u = run.begin(times[0], num_particles)
+        else:
+            u, times = run.begin_at(times[0], start, num_particles, num_moves), times[1:]
         for i, horizon in enumerate(times):
             u = run.extend(horizon, u, num_moves)
             bar.update(i + 1, {"horizon": f"{horizon:.4g}", "log-evidence": f"{run.log_evidence:.5g}"})
@@ -148,12 +163,13 @@ def default_horizons(series: Series) -> list[float]:
     return series.times[series.mask.any(-1)].unique(sorted=True).tolist()
 
 
-def until(series: Series, horizon: float) -> Series:
+def until(series: Series, horizon: float, seen: float | None = None) -> Series:
     """The series up to a time: later times are cut off, or not observed where another series still has earlier ones.
 
     Args:
         series: (N, T) times.
         horizon: a time, not before the first of all.
+        seen: nothing is observed after this time; by default the horizon.
 
     Returns:
         Series of as many times as the longest of them needs, at least one.
@@ -162,10 +178,9 @@ def until(series: Series, horizon: float) -> Series:
         >>> until(Series.from_tensors([[0.0, 1.0, 2.0], [0.0, 3.0, 4.0]], torch.ones(2, 3)), 1.0).mask[..., 0].tolist()
         [[True, True], [True, False]]
     """
-    seen = series.times <= horizon
-    length = max(1, int(seen.sum(1).max()))
+    length = max(1, int((series.times <= horizon).sum(1).max()))
     cut = series.window(0, length)
-    mask = cut.mask & seen[:, :length, None]
+    mask = cut.mask & (cut.times <= (horizon if seen is None else seen)).unsqueeze(-1)
     return Series(**{**_fields(cut), "mask": mask})
 
 
@@ -183,7 +198,10 @@ class _Lengthening:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.steps: list[dict[str, float]] = []
         self.log_evidence = 0.0
+        # of the last horizon: what the particles have as their density, and where it is defined
         self.density: Density | None = None
+        self.joint: LogJoint = self.whole
+        self.horizon = -math.inf
 
     def begin(self, horizon: float, num_particles: int) -> Tensor:
         """Draws of the prior (N, d) that can be solved up to the first horizon."""
@@ -201,22 +219,46 @@ class _Lengthening:
             good = density(u)[0].isfinite()
             found.append(u[good])
             if sum(map(len, found)) >= num_particles:
-                self.density = density
+                self.density, self.joint, self.horizon = density, joint, -math.inf
                 return torch.cat(found)[:num_particles].double()
         raise InitError(explain_failure(first, u[~good][:200], 0))
 
+    def begin_at(self, horizon: float, start: Mapping[str, Tensor], num_particles: int, num_moves: int) -> Tensor:
+        """Particles (N, d) from draws of the posterior of the series up to the first horizon."""
+        joint = self._joint(self.model, until(self.series, horizon))
+        missing = [site.name for site in joint.sites if site.name not in start]
+        if missing:
+            raise LatentDEError(f"lengthen: start has no draws of the latent sites {missing}, got {sorted(start)}.")
+        u = joint.unconstrain({site.name: torch.as_tensor(start[site.name]) for site in joint.sites}).double()
+        u = u[torch.randperm(len(u), generator=self.generator)[torch.arange(num_particles) % len(u)]]
+        self.density, self.joint, self.horizon = (
+            density_of(BatchedLogJoint(joint, _rows(u), self.engine)),
+            joint,
+            horizon,
+        )
+        good = self.density(u)[0].isfinite()
+        if not bool(good.any()):
+            raise InitError(explain_failure(joint, u[:200], 0))
+        u = u[good][torch.arange(num_particles) % int(good.sum())]
+        self.log_evidence = math.nan
+        return move(self.density, u, MOVES_AT_START * num_moves, self.settings, self.generator)[0]
+
     def extend(self, horizon: float, u: Tensor, num_moves: int) -> Tensor:
         """Carry the particles on to a horizon."""
-        joint = self._joint(self.model, until(self.series, horizon))
+        joint, old = self._joint(self.model, until(self.series, horizon)), self.density
+        if joint.dim != u.shape[-1]:
+            u = grow(self.joint, joint, u, self._seed())
+            unseen = self._joint(self.model, until(self.series, horizon, seen=self.horizon))
+            old = density_of(BatchedLogJoint(unseen, _rows(u), self.engine))
         new = density_of(BatchedLogJoint(joint, _rows(u), self.engine))
         try:
-            u, steps = bridge(self.density, new, u, num_moves, self.settings, self.generator)
+            u, steps = bridge(old, new, u, num_moves, self.settings, self.generator)
         except LatentDEError as error:
             raise LatentDEError(
                 f"lengthen: at horizon {horizon:.6g}, {error}.\nTry: more num_particles, more horizons before this "
                 "one, or a wider distribution of the observations."
             ) from error
-        self.density = new
+        self.density, self.joint, self.horizon = new, joint, horizon
         for step in steps:
             self.log_evidence += step.log_ratio
             self.steps.append({"horizon": horizon, **vars(step)})
@@ -246,11 +288,11 @@ class _Lengthening:
     def _joint(self, model: Callable, series: Series) -> LogJoint:
         joint = LogJoint(model, (series, *self.args), self.kwargs)
         here, there = ({s.name: tuple(s.shape) for s in j.sites} for j in (joint, self.whole))
-        if here != there:
+        if not all(name in there and is_part(shape, there[name]) for name, shape in here.items()):
             raise LatentDEError(
                 f"lengthen: with {series.times.shape[1]} times the model has the latent sites {here}, with all of them "
-                f"{there}.\nlengthen needs parameters and starts that are the same at every horizon; use "
-                "infer.ensemble_hmc for latent values at each time."
+                f"{there}.\nA site may appear, or grow in one dimension, as more is seen, and nothing else; use "
+                "infer.ensemble_hmc."
             )
         return joint
 

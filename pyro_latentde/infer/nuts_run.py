@@ -23,6 +23,7 @@ from pyro_latentde.infer.progress import Progress
 from pyro_latentde.infer.run_file import RunFile, describe_run
 from pyro_latentde.infer.starts import chain_generators, find_starts
 from pyro_latentde.infer.stop_signal import StopSignal
+from pyro_latentde.infer.warn_once import WarnOnce
 from pyro_latentde.posterior.model_sites import ModelSites, inspect_model
 from pyro_latentde.posterior.posterior import Posterior
 
@@ -38,6 +39,7 @@ EXPECTED_LEAPFROGS = 15
 _CALLS_BETWEEN_LOOKS = 16
 
 
+@WarnOnce()
 def nuts(
     model: Callable,
     *args: Any,

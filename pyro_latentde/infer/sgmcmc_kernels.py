@@ -7,7 +7,11 @@ estimates of the gradient of :math:`\ell`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import torch
 
 from pyro_latentde.errors import LatentDEError
 
@@ -44,6 +48,13 @@ class Langevin:
 
     def adapt(self, grad: np.ndarray) -> None:
         """Learn from gradients ``(n, d)`` of a step of warm-up."""
+
+    def state(self) -> dict[str, Any]:
+        """What changes from step to step, as tensors and plain types."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
 
     def move(
         self, u: np.ndarray, grad: np.ndarray, step_size: float, noise: np.ndarray, undone: np.ndarray
@@ -109,8 +120,19 @@ class PreconditionedLangevin(Langevin):
             return
         self._count += 1
         keep = min(self.decay, self._count / (self._count + 1.0))
-        self._mean_square = keep * self._mean_square + (1.0 - keep) * (grad**2).mean(axis=0)
-        self.metric = 1.0 / (self.regularization + np.sqrt(self._mean_square))
+        self._learn(keep * self._mean_square + (1.0 - keep) * (grad**2).mean(axis=0))
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self._count, "mean_square": torch.tensor(self._mean_square, dtype=torch.float64)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._count = state["count"]
+        if self._count:
+            self._learn(state["mean_square"].numpy())
+
+    def _learn(self, mean_square: np.ndarray) -> None:
+        self._mean_square = mean_square
+        self.metric = 1.0 / (self.regularization + np.sqrt(mean_square))
 
 
 class Hamiltonian:
@@ -168,6 +190,14 @@ class Hamiltonian:
 
     def adapt(self, grad: np.ndarray) -> None:
         """Nothing is learned."""
+
+    def state(self) -> dict[str, Any]:
+        """Momenta, now and before the last friction."""
+        return {"momentum": torch.tensor(self.momentum), "kicked": torch.tensor(self.kicked)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.momentum, self.kicked = state["momentum"].numpy(), state["kicked"].numpy()
 
     def move(
         self, u: np.ndarray, grad: np.ndarray, step_size: float, noise: np.ndarray, undone: np.ndarray

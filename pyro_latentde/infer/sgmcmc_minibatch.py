@@ -108,6 +108,15 @@ class MinibatchLogJoint:
             lp, grad, failed, steps = self._call(self._rows(u), *_tensors(batch).values())
         return lp.tolist(), grad.to("cpu", torch.float64).numpy(), failed.tolist(), steps.tolist()
 
+    def state(self) -> dict[str, Any]:
+        """Which minibatches are left, as tensors and plain types."""
+        return {"num_calls": self.num_calls, "batches": self._batches.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.num_calls = state["num_calls"]
+        self._batches.load(state["batches"])
+
     def gradient_variance(self, u: np.ndarray, num_batches: int = 16) -> np.ndarray:
         """Variance ``(d,)`` of the gradient over random minibatches, the mean over the rows ``(C, d)``.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ def sgld(
     temperature: float = 1.0,
     seed: int = 0,
     start: Any = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_minutes: float = 5.0,
     progress: bool = True,
     **kwargs: Any,
 ) -> Posterior:
@@ -64,6 +67,10 @@ def sgld(
         temperature: T; the draws are from the density to the power 1 / T, in unconstrained coordinates.
         seed: the one seed; chain ``i`` is given the same random numbers whatever `num_chains` is.
         start: as of ``infer.nuts``.
+        checkpoint: file that is written now and then, and gone on from when it exists: bit for bit on the same
+            machine with as many threads. With the constant schedule, more ``num_samples`` than it holds draw the rest;
+            where steps fall, each depends on how many there are, and only the same run goes on.
+        checkpoint_minutes: least time between two writings.
         progress: show a bar on terminals, a line every half minute elsewhere.
         **kwargs: keyword arguments of the model.
 
@@ -78,6 +85,7 @@ def sgld(
         ShapeError, DataError, LatentDEError: the model or the settings cannot be used, and why.
         InitError: no start with a finite log-density and gradient.
         LatentDEError: interrupted before the first draw.
+        CheckpointError: the checkpoint is of another run, or damaged; it is left alone.
 
     References:
         Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics, ICML.
@@ -95,7 +103,7 @@ def sgld(
     """
     settings = RunSettings(
         "sgld", step_size, schedule, num_samples, num_warmup, num_chains, batch_size, thinning, temperature, seed,
-        start, progress,
+        start, checkpoint, checkpoint_minutes, progress,
     )  # fmt: skip
     return draw(settings, lambda dim: Langevin(temperature, diagonal_metric(metric, dim)), model, args, kwargs)
 
@@ -115,6 +123,8 @@ def psgld(
     temperature: float = 1.0,
     seed: int = 0,
     start: Any = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_minutes: float = 5.0,
     progress: bool = True,
     **kwargs: Any,
 ) -> Posterior:
@@ -124,26 +134,28 @@ def psgld(
         G = 1 / (\lambda + \sqrt V)
 
     with V a running mean of the squared gradients. Warm-up learns G, without the drift of a changing metric; then it
-    is held, so that the draws are those of `sgld` with ``metric=G``. Everything else is as in `sgld`.
+    is held, so that the draws are those of `sgld` with ``metric=G``. All else is as in `sgld`.
 
     Args:
-        model: Pyro model with continuous latent sites.
-        *args: its arguments; for minibatches a `Series` first.
+        model: as of `sgld`.
+        *args: as of `sgld`.
         step_size: epsilon, in units of the unconstrained coordinates: near the posterior G is at most about their
             posterior sd, so well below the sd.
-        schedule: as of `sgld`.
         decay: weight of the past in V, in (0, 1).
         regularization: lambda, in units of the gradient.
-        num_samples: draws of each chain that are kept.
         num_warmup: steps before, at least one.
         num_chains: number of chains; they learn one metric together.
-        batch_size: series in a minibatch; None is all data at each step.
-        thinning: steps for each draw that is kept.
-        temperature: T.
-        seed: the one seed.
-        start: as of ``infer.nuts``.
-        progress: show how far it is.
-        **kwargs: keyword arguments of the model.
+        schedule: as of `sgld`.
+        num_samples: as of `sgld`.
+        batch_size: as of `sgld`.
+        thinning: as of `sgld`.
+        temperature: as of `sgld`.
+        seed: as of `sgld`.
+        start: as of `sgld`.
+        checkpoint: as of `sgld`.
+        checkpoint_minutes: as of `sgld`.
+        progress: as of `sgld`.
+        **kwargs: as of `sgld`.
 
     Returns:
         ``Posterior`` as of `sgld`.
@@ -163,7 +175,7 @@ def psgld(
     """
     settings = RunSettings(
         "psgld", step_size, schedule, num_samples, num_warmup, num_chains, batch_size, thinning, temperature, seed,
-        start, progress,
+        start, checkpoint, checkpoint_minutes, progress,
     )  # fmt: skip
     if num_warmup < 1:
         raise LatentDEError("psgld: the metric is learned in warm-up; num_warmup must be at least 1.")
@@ -187,6 +199,8 @@ def sghmc(
     temperature: float = 1.0,
     seed: int = 0,
     start: Any = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_minutes: float = 5.0,
     progress: bool = True,
     **kwargs: Any,
 ) -> Posterior:
@@ -198,28 +212,30 @@ def sghmc(
     in time steps :math:`h = \sqrt\epsilon`, of which each takes the part :math:`\alpha = 1 - e^{-\gamma h}` of the
     momenta. Momenta carry a chain through noisy gradients, so it needs fewer steps than `sgld`. The step is
     symmetric (BAOAB): the law of the draws is off by :math:`O(h^2) = O(\epsilon)`, and with all data not at all on a
-    Gaussian. Everything else is as in `sgld`.
+    Gaussian. All else is as in `sgld`.
 
     Args:
-        model: Pyro model with continuous latent sites.
-        *args: its arguments; for minibatches a `Series` first.
+        model: as of `sgld`.
+        *args: as of `sgld`.
         step_size: epsilon = h^2, in the same units as that of `sgld`.
-        schedule: as of `sgld`.
         metric: G, the inverse of the masses, as of `sgld`.
         friction: alpha, in (0, 1]; at 1 nothing is left of the momenta.
         gradient_variance: variance of the minibatch gradient, ``(d,)`` or one number, from which the estimate B of its
             noise is made that friction's noise leaves out; 0 leaves out nothing. Right where minibatches differ from
             step to step independently; ours cancel within an epoch, so it cools where chains move little in one.
-        num_samples: draws of each chain that are kept.
-        num_warmup: steps before.
-        num_chains: number of chains.
-        batch_size: series in a minibatch; None is all data at each step.
-        thinning: steps for each draw that is kept.
-        temperature: T.
-        seed: the one seed.
-        start: as of ``infer.nuts``.
-        progress: show how far it is.
-        **kwargs: keyword arguments of the model.
+        schedule: as of `sgld`.
+        num_samples: as of `sgld`.
+        num_warmup: as of `sgld`.
+        num_chains: as of `sgld`.
+        batch_size: as of `sgld`.
+        thinning: as of `sgld`.
+        temperature: as of `sgld`.
+        seed: as of `sgld`.
+        start: as of `sgld`.
+        checkpoint: as of `sgld`.
+        checkpoint_minutes: as of `sgld`.
+        progress: as of `sgld`.
+        **kwargs: as of `sgld`.
 
     Returns:
         ``Posterior`` as of `sgld`.
@@ -239,7 +255,7 @@ def sghmc(
     """
     settings = RunSettings(
         "sghmc", step_size, schedule, num_samples, num_warmup, num_chains, batch_size, thinning, temperature, seed,
-        start, progress,
+        start, checkpoint, checkpoint_minutes, progress,
     )  # fmt: skip
 
     variance = torch.as_tensor(gradient_variance, dtype=torch.float64).detach().cpu().numpy()

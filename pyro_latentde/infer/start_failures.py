@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.infer.log_joint import LogJoint
+from pyro_latentde.infer.regions import best_region
 from pyro_latentde.solve.solution import Status
 
 __all__ = ["explain_failure"]
@@ -30,13 +31,14 @@ def explain_failure(joint: LogJoint, tried: Tensor, chain: int) -> str:
     counts = Counter(causes).most_common()
     listed = ", ".join(f"{number} {cause}" for cause, number in counts)
     lines = [f"No valid start for chain {chain} in {len(tried)} tries: {listed}."]
-    where = _where(joint, tried, np.array([cause == counts[0][0] for cause in causes]))
+    main = counts[0][0]
+    where = _where(joint, tried, np.array([cause == main for cause in causes]), main)
     if where:
-        lines.append(where.format(cause=counts[0][0]))
+        lines.append(where)
     advice = "start={...} with values you believe in, start=fit from infer.fit_svi, or tighter priors"
-    if counts[0][0].startswith("ODE"):
+    if main.startswith("ODE"):
         advice += "; for ODE failures also a larger max_steps in lde.solver(...), and analysis.stress_test(model)"
-    elif "at 'obs" in counts[0][0] or "log_prob" in counts[0][0]:
+    elif "at 'obs" in main or "log_prob" in main:
         advice += "; look at the data and at the distribution of the site named above"
     return "\n".join([*lines, f"Try: {advice}."])
 
@@ -52,8 +54,8 @@ def _cause(joint: LogJoint, u: Tensor) -> str:
     return "non-finite gradient"
 
 
-def _where(joint: LogJoint, tried: Tensor, hit: np.ndarray) -> str:
-    """The one-sided bound on one coordinate that best tells the main cause from the rest, if any does."""
+def _where(joint: LogJoint, tried: Tensor, hit: np.ndarray, cause: str) -> str:
+    """Where the tries lay if all failed alike, else the bound that best tells the main cause from the rest, if any."""
     with torch.no_grad():
         values = joint.constrain(tried)
     columns = {}
@@ -65,13 +67,9 @@ def _where(joint: LogJoint, tried: Tensor, hit: np.ndarray) -> str:
         some = list(columns.items())[:8]
         spans = [f"{name} {column.min():.3g} .. {column.max():.3g}" for name, column in some]
         return "All tries failed alike; they covered " + ", ".join(spans) + "."
-    best, text = 0.8, ""
-    for name, column in columns.items():
-        for threshold in np.quantile(column, np.linspace(0.1, 0.9, 17)):
-            for sign, relation in ((1, ">"), (-1, "<")):
-                side = sign * (column - threshold) > 0
-                # balanced accuracy of "beyond the threshold" as a predictor of the main cause
-                score = 0.5 * (side[hit].mean() + (~side[~hit]).mean())
-                if score > best:
-                    best, text = score, f"Most '{{cause}}' lie at {name} {relation} {threshold:.3g}."
-    return text
+    region = best_region(columns, hit, against=~hit)
+    if region is None:
+        return ""
+    return (
+        f"{100 * region.hits:.3g} % of {cause!r} lie at {region.expression} {region.relation} {region.threshold:.3g}."
+    )

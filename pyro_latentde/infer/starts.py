@@ -24,8 +24,9 @@ CANDIDATES = 20
 ROUNDS = 5
 FEWEST, MOST_NUMBERS = 4, 4000
 CLIMB_STEPS = 150
-# Places that are searched for where there are many chains, and how far around them the others start.
-SEARCHES, SPREAD = 16, 0.1
+# Places that are searched for where there are many chains, candidates of each, and how far around the others start.
+# Fewer candidates do there: a place that holds no mass is left in warm-up, when its chains take the place of others.
+SEARCHES, FEWER, SPREAD = 16, 8, 0.1
 _EXPECTED = "expected 'auto', a dict of site values, a fit or a Posterior"
 
 RowDensity = Callable[[Tensor], tuple]  # rows (n, d) -> log-densities (n,), gradients (n, d), ...
@@ -56,6 +57,7 @@ def find_starts(
     seed: int,
     start: Any = "auto",
     record: Callable[[Tensor], RowDensity] | None = None,
+    candidates: int = CANDIDATES,
 ) -> np.ndarray:
     """Starts of the chains in unconstrained coordinates.
 
@@ -75,6 +77,7 @@ def find_starts(
             or ``sample_start(n, seed)``, whose draws are the candidates.
         record: makes, from candidates (n, d), a faster log-joint of any number of rows to climb with; by default
             the model runs at each step.
+        candidates: most that a chain has in each of at most five rounds.
 
     Returns:
         ``(C, d)`` float64.
@@ -94,18 +97,16 @@ def find_starts(
         raise LatentDEError(f"start: {_EXPECTED}, got {start!r}.")
     given = _given_values(joint, start, num_chains) if isinstance(start, Mapping) else [{}] * num_chains
     rngs = chain_generators(seed, num_chains, stream=1)
-    pools = []
-    for chain, rng in enumerate(rngs):
-        if isinstance(start, str | Mapping):
-            pools.append(_searched(joint, rng, given[chain], chain))
-        else:
-            pools.append(_drawn(joint, start, chain, seed))
+    if isinstance(start, str | Mapping):
+        pools = _searched(joint, rngs, given, candidates)
+    else:
+        pools = [_drawn(joint, start, chain, seed) for chain in range(num_chains)]
     searched = isinstance(start, str | Mapping) and len(given[0]) < len(joint.sites)
     if not searched or not _can_batch(joint, pools[0]):
         chosen = [pool[0] for pool in pools]  # draws of a fit, given values: as they are; else the best
     else:
         density = joint.value_and_grad if record is None else record(torch.cat(pools))
-        at_once = max(1, int(2e7 // (CLIMB_STEPS * CANDIDATES * joint.dim)))  # bounds the memory of the paths
+        at_once = max(1, int(2e7 // (CLIMB_STEPS * candidates * joint.dim)))  # bounds the memory of the paths
         chosen = []
         for i in range(0, num_chains, at_once):
             chosen += _climb(joint, density, pools[i : i + at_once], given[i : i + at_once])
@@ -146,7 +147,7 @@ def find_many_starts(
     searched = start is None or isinstance(start, str)
     if num_chains <= SEARCHES or not searched:
         return find_starts(joint, num_chains, seed, start, record)
-    found = torch.from_numpy(find_starts(joint, SEARCHES, seed, start, record))
+    found = torch.from_numpy(find_starts(joint, SEARCHES, seed, start, record, FEWER))
     centres = found[torch.arange(num_chains) % SEARCHES].to(joint.device, joint.dtype)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 4)))
     offset = torch.from_numpy(rng.normal(0.0, SPREAD, tuple(centres.shape))).to(centres)
@@ -162,19 +163,30 @@ def find_many_starts(
     return (centres + offset).to("cpu", torch.float64).numpy()
 
 
-def _searched(joint: LogJoint, rng: np.random.Generator, given: Mapping[str, Tensor], chain: int) -> Tensor:
-    """Candidates ``(n, d)`` with finite log-density and gradient, the best first."""
-    complete = len(given) == len(joint.sites)
-    tried: list[Tensor] = []
+def _searched(
+    joint: LogJoint, rngs: list[np.random.Generator], given: list[Mapping[str, Tensor]], most: int
+) -> list[Tensor]:
+    """Candidates ``(n, d)`` of each chain with finite log-density and gradient, the best first."""
+    complete = len(given[0]) == len(joint.sites)
+    # thousands of coordinates are series of a population: their sum tells candidates apart, and each costs a lot
+    number = 1 if complete else min(most, max(FEWEST, MOST_NUMBERS // joint.dim))
+    tried: list[list[Tensor]] = [[] for _ in rngs]
+    pools: list[Tensor | None] = [None] * len(rngs)
     for _ in range(1 if complete else ROUNDS):
-        # thousands of coordinates are series of a population: their sum tells candidates apart, and each costs a lot
-        number = min(CANDIDATES, max(FEWEST, MOST_NUMBERS // joint.dim))
-        tried.append(_candidates(joint, rng, given, 1 if complete else number))
-        lp, _, _ = _evaluate(joint, tried[-1])
-        if torch.isfinite(lp).any():
+        open_chains = [chain for chain, pool in enumerate(pools) if pool is None]
+        if not open_chains:
+            break
+        for chain in open_chains:
+            tried[chain].append(_candidates(joint, rngs[chain], given[chain], number))
+        lps = _evaluate(joint, torch.cat([tried[chain][-1] for chain in open_chains]))[0].split(number)
+        for chain, lp in zip(open_chains, lps, strict=True):
             order = lp.argsort(descending=True)
-            return tried[-1][order[torch.isfinite(lp[order])]]
-    raise InitError(explain_failure(joint, torch.cat(tried), chain))
+            order = order[torch.isfinite(lp[order])]
+            pools[chain] = tried[chain][-1][order] if len(order) else None
+    for chain, pool in enumerate(pools):
+        if pool is None:
+            raise InitError(explain_failure(joint, torch.cat(tried[chain]), chain))
+    return pools
 
 
 def _drawn(joint: LogJoint, start: Any, chain: int, seed: int) -> Tensor:

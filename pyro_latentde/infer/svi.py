@@ -192,5 +192,6 @@ def _prepare(
         series, size = where.place(options.heldout), options.batch_size
         heldout = HeldOut(series, stepper, (model, guide), options.seed, size, options.patience, args[0])
     run = Training(stepper, options, batches, heldout, (model, guide))
+    run.attrs["solver"] = sites.settings
     run.identify(args, dict(kwargs))
     return run, guide

@@ -115,6 +115,8 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)

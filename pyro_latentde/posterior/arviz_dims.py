@@ -93,6 +93,7 @@ class Labels:
             f"{site.name}_{key}": value if isinstance(value, int | float | str) else str(value)
             for site in self.sites.values()
             for key, value in site.settings.items()
+            if value is not None
         }
 
     def _site_dims(self, site: Site, shape: tuple[int, ...], events: int) -> tuple[list[str], list[bool]]:

@@ -7,12 +7,14 @@ import datetime
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from pyro_latentde.data.series import Series
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.posterior.arviz_dims import Labels, argument_tensors, to_numpy
 from pyro_latentde.posterior.prediction import log_likelihood, predict
@@ -27,6 +29,7 @@ __all__ = [
     "build_inference_data",
     "element_names",
     "make_groups",
+    "series_labels",
     "summary_table",
     "to_arviz",
 ]
@@ -103,8 +106,7 @@ def to_arviz(
         seed=seed,
         memory=memory,
     )
-    import arviz
-
+    arviz = _import_arviz()
     return build_datatree(made) if int(arviz.__version__.split(".")[0]) >= 1 else build_inference_data(made)
 
 
@@ -167,10 +169,17 @@ def make_groups(
     return made
 
 
+def _import_arviz() -> ModuleType:
+    """ArviZ, slow to import, without what it says of its next version once a day on each machine."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        import arviz
+    return arviz
+
+
 def build_inference_data(made: Groups) -> Any:
     """``InferenceData`` by ``arviz.from_dict`` of ArviZ 0.x, group by group."""
-    import arviz
-
+    arviz = _import_arviz()
     result = arviz.InferenceData()
     for group, variables in made.data.items():
         with warnings.catch_warnings():
@@ -202,7 +211,7 @@ def summary_table(posterior: Posterior, probs: Sequence[float] = (0.05, 0.5, 0.9
     """Mean, sd, quantiles, R-hat and effective sample sizes of every scalar: :meth:`.Posterior.summary`."""
     from pyro_latentde.posterior.posterior import INDEPENDENT
 
-    groups = make_groups(posterior, ["posterior"])
+    groups = make_groups(posterior, ["posterior"], coords=series_labels(posterior))
     names, columns = [], {"mean": [], "sd": [], **{f"q{100 * p:g}%": [] for p in probs}}
     for name, array in groups.data["posterior"].items():
         flat = array.reshape(-1, int(np.prod(array.shape[2:]))).astype(float)
@@ -220,8 +229,7 @@ def summary_table(posterior: Posterior, probs: Sequence[float] = (0.05, 0.5, 0.9
 
 
 def _diagnostics(groups: Groups) -> dict[str, np.ndarray]:
-    import arviz
-
+    arviz = _import_arviz()
     made = Groups(data={"posterior": groups.data["posterior"]}, dims=groups.dims, coords=groups.coords)
     major = int(arviz.__version__.split(".")[0])
     tree = build_datatree(made) if major >= 1 else build_inference_data(made)
@@ -238,11 +246,30 @@ def _diagnostics(groups: Groups) -> dict[str, np.ndarray]:
 
 
 def element_names(name: str, shape: tuple[int, ...], groups: Groups) -> list[str]:
-    """Names of the scalars of a variable, such as ``z0[hare]``."""
+    """Names of the scalars of a variable, such as ``z0[hare]``, or ``CL[Ann]`` with :func:`series_labels`."""
     if not shape:
         return [name]
     labels = [groups.coords.get(dim, range(size)) for dim, size in zip(groups.dims[name], shape, strict=True)]
     return [f"{name}[{', '.join(str(lab[i]) for lab, i in zip(labels, at, strict=True))}]" for at in np.ndindex(shape)]
+
+
+def series_labels(posterior: Posterior) -> dict[str, list[str]]:
+    """Coordinates for the plate of the series: their ids, where the model was given one `Series` that has them.
+
+    Args:
+        posterior: draws with the arguments of their model.
+
+    Returns:
+        Plate "series", or the plate at dim -1 of an observed site, of as many rows -> labels; empty where ids are
+        repeated.
+    """
+    given = [x.ids for x in (*posterior.args, *posterior.kwargs.values()) if isinstance(x, Series) and x.ids]
+    if len(given) != 1 or posterior.sites is None:
+        return {}
+    labels = [str(label) for label in given[0]]
+    pairs = [(site, plate) for site in posterior.sites.values() for plate in site.plates if plate.size == len(labels)]
+    names = {p.name for site, p in pairs if p.name == "series" or (site.kind == "observed" and p.dim == -1)}
+    return dict.fromkeys(names, labels) if len(set(labels)) == len(labels) else {}
 
 
 def _wanted(posterior: Posterior, prior: Posterior | None, groups: Sequence[str] | None) -> set[str]:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -109,6 +109,20 @@ class ModelSites(dict[str, Site]):
     def ode(self) -> tuple[str, ...]:
         """Names of the ODE sites."""
         return self.of_kind("ode")
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Solver settings by ODE site: ``method``, ``engine``, ``rtol``, ``atol``, ``step_size``, where recorded."""
+        return {name: self[name].settings for name in self.ode if self[name].settings}
+
+    def solved_with(self, settings: Mapping[str, Mapping[str, Any]]) -> ModelSites:
+        """The same sites with the settings their draws were made with, which need not be those of today."""
+        changed = {
+            name: replace(self[name], settings={**self[name].settings, **settings[name]})
+            for name in self.ode
+            if name in settings
+        }
+        return ModelSites({**self, **changed})
 
 
 def inspect_model(model: Callable, *args: Any, **kwargs: Any) -> ModelSites:

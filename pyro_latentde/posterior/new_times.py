@@ -85,12 +85,15 @@ def observations_at(
         except Exception as error:
             reason = reason or f"the model fails there ({type(error).__name__}: {error})"
             continue
-        _check_start(values, trajectories, index)
+        moved = _moved_start(values, trajectories, index)
+        if moved is not None:
+            return Observations(reasons=dict.fromkeys(sites.observed, moved))
         kept = {}
         for name in sites.observed:
-            dim = _time_dim(sites[name].shape, values[name].shape[2:], len(union))
-            if dim is not None:
-                kept[name] = values[name].index_select(2 + dim, index)
+            dim = _time_dim(sites[name].shape, values[name].shape[2:], union.shape[-1])
+            found = None if dim is None else _select(values[name], 2 + dim, index)
+            if found is not None:
+                kept[name] = found
         if kept:
             unclear = none("its shape does not follow the model's times").reasons
             return Observations(kept, {name: text for name, text in unclear.items() if name not in kept})
@@ -111,13 +114,15 @@ def _bind(posterior: Posterior) -> inspect.BoundArguments | None:
 
 
 def _own_times(call: inspect.BoundArguments, times_argument: str, sites: ModelSites) -> Tensor | str:
-    """The model's own times ``(T,)``, or the reason why other times cannot be given to it."""
+    """The model's own times, ``(T,)`` or ``(*batch, T)``, or the reason why other times cannot be given to it."""
     series = [value for value in call.arguments.values() if isinstance(value, Series)]
     if times_argument in call.arguments:
         own = call.arguments[times_argument]
         if own is None:
             own = next((sites[name].times for name in sites.ode), None)
-    elif len(series) == 1 and series[0].inputs is None and series[0].covariates is None:
+    elif len(series) == 1 and series[0].inputs is not None:
+        return "its series have inputs, which are known at their own times only"
+    elif len(series) == 1:
         own = series[0].times
     else:
         return f"the model has no argument '{times_argument}'"
@@ -125,16 +130,15 @@ def _own_times(call: inspect.BoundArguments, times_argument: str, sites: ModelSi
         return f"its argument '{times_argument}' is None"
     own = torch.as_tensor(own)
     rows = own.reshape(-1, own.shape[-1]) if own.ndim else own.reshape(1, 1)
-    if not bool((rows == rows[0]).all()):
-        return "its series have times of their own"
-    return rows[0]
+    return rows[0] if bool((rows == rows[0]).all()) else own
 
 
 def _changes(call: inspect.BoundArguments, times_argument: str, union: Tensor) -> Iterator[dict[str, Any]]:
     """Changes of the arguments to try: the times alone, and then also no data."""
     if times_argument not in call.arguments:
         name, series = next((n, v) for n, v in call.arguments.items() if isinstance(v, Series))
-        yield {name: Series.at_times(union.expand(len(series), -1), names=series.names)}
+        times = union.expand(len(series), -1)
+        yield {name: Series.at_times(times, names=series.names, ids=series.ids, covariates=series.covariates)}
         return
     yield {times_argument: union}
     optional = {name: None for name, p in call.signature.parameters.items() if p.default is None}
@@ -142,17 +146,25 @@ def _changes(call: inspect.BoundArguments, times_argument: str, union: Tensor) -
 
 
 def _union(own: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """The model's times and the new ones in the model's order, and where the new ones are.
+    """The model's times and the new ones in the model's order, and where the new ones are, by row as the model's are.
 
     The last time is repeated once, so that the length always differs from the model's own and shows which
     dimension of an observation is time.
     """
-    new = new.to(own)
-    backwards = len(own) > 1 and bool(own[-1] < own[0])
-    sign = -1 if backwards else 1
-    union = (sign * torch.cat([own, new])).sort().values
+    new = new.to(own).expand(*own.shape[:-1], -1)
+    sign = torch.where(own[..., -1:] < own[..., :1], -1, 1)  # of rows that go backwards
+    union = (sign * torch.cat([own, new], -1)).sort(-1).values
     index = torch.searchsorted(union, sign * new)
-    return sign * torch.cat([union, union[-1:]]), index
+    return sign * torch.cat([union, union[..., -1:]], -1), index
+
+
+def _select(values: Tensor, dim: int, index: Tensor) -> Tensor | None:
+    """Entries of a dimension, of all rows alike or of each row its own; None if the rows are not those of `values`."""
+    rows = index.shape[:-1]
+    if values.shape[dim - len(rows) : dim] != rows:
+        return None
+    index = index.to(values.device).reshape(*index.shape, *(1 for _ in values.shape[dim + 1 :]))
+    return values.gather(dim, index.expand(*values.shape[:dim], -1, *values.shape[dim + 1 :]))
 
 
 def _time_dim(own: Sequence[int], new: Sequence[int], length: int) -> int | None:
@@ -162,16 +174,18 @@ def _time_dim(own: Sequence[int], new: Sequence[int], length: int) -> int | None
     return changed[0] if len(changed) == 1 and new[changed[0]] == length else None
 
 
-def _check_start(values: Mapping[str, Tensor], trajectories: Mapping[str, Tensor], index: Tensor) -> None:
-    """Both ways to the new times must agree; they do not when new times moved the start of the solve."""
+def _moved_start(values: Mapping[str, Tensor], trajectories: Mapping[str, Tensor], index: Tensor) -> str | None:
+    """Both ways to the new times must agree; where new times moved the start of a solve they do not: what to tell."""
     for name, expected in trajectories.items():
-        got = values[name].index_select(-2, index.to(values[name].device))
-        if got.shape != expected.shape:
+        got = _select(values[name], values[name].ndim - 2, index)
+        if got is None or got.shape != expected.shape:
             continue
         good = torch.isfinite(got) & torch.isfinite(expected)
         scale = expected[good].abs().max() if good.any() else 1.0
         if not torch.allclose(got[good], expected[good], rtol=1e-2, atol=1e-2 * float(scale)):
-            raise LatentDEError(
-                f"site '{name}': with the new times the model starts its solve at another time. "
-                "Give lde.ode its start with t0=, so that it does not follow the times."
+            return (
+                f"site '{name}': with the new times the model starts its solve at another time, so that observations "
+                "there cannot be drawn. Give lde.ode its start with t0=, so that it does not follow the times; or ask "
+                "for times after the first of each series only."
             )
+    return None

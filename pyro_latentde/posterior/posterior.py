@@ -212,5 +212,5 @@ class Posterior:
 
     def with_model(self, model: Callable, *args: Any, **kwargs: Any) -> Posterior:
         """The same draws with a model and its arguments, for a posterior that was loaded without them."""
-        sites = inspect_model(model, *args, **kwargs)
+        sites = inspect_model(model, *args, **kwargs).solved_with({} if self.sites is None else self.sites.settings)
         return replace(self, sites=sites, model=model, args=args, kwargs=kwargs)

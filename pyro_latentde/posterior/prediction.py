@@ -81,8 +81,9 @@ def predict(
     .. math:: \tilde y \sim p(\tilde y \mid \theta), \qquad \theta \sim p(\theta \mid y)
 
     At the model's own times new observations come from running the model without its data. At other times
-    the model must take its times as an argument: it is then run at its own times and the new ones together,
-    so that initial conditions stay where they were, and the new ones are kept.
+    the model must take its times as an argument, or in a `Series`: it is then run at its own times and the new ones
+    together, so that initial conditions stay where they were, and the new ones are kept. Series with times of their
+    own, padded or not, are each run at their own times and the new ones.
 
     Args:
         posterior: draws with a model.

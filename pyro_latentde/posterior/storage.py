@@ -120,6 +120,7 @@ def load(
         return posterior
     found = inspect_model(model, *args, **(kwargs or {}))
     _check_same(posterior, found, path)
+    found = found.solved_with({} if sites is None else sites.settings)
     return replace(posterior, sites=found, model=model, args=args, kwargs=dict(kwargs or {}))
 
 

@@ -95,7 +95,7 @@ def events(
     with named_errors(name):
         _check(y0, data, start, end, types)
         failed = "nan" if pyro.poutine.runtime.am_i_wrapped() else "raise"
-        keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed}
+        keywords = {**site_settings(name, settings, f"{name}_states"), "event_dims": event_dims, "on_failure": failed}
         with held_together(f, log_intensity) as held:
             takes = (_takes_params(f), _takes_params(log_intensity))
             process = _Solve(name, held, takes, y0, params, types, states, keywords)

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import DataError, ShapeError
+from pyro_latentde.sites.ode_record import named_errors
+from pyro_latentde.sites.plate_sizes import check_plate_sizes
 
 __all__ = ["observe", "pointwise_log_prob"]
 
@@ -77,7 +80,7 @@ def observe(
             "cannot be scored value by value: use a distribution per time, or pyro.sample."
         )
     if series is None:
-        return pyro.sample(name, fn.to_event(2 - len(fn.event_shape)), infer={"lde_observe": {}})
+        return _sample(name, fn, None, {"lde_observe": {}})
     shape = fn.batch_shape + fn.event_shape
     plate, drop = _series_plate(name, shape, len(series))
     _check_shape(name, shape, series)
@@ -87,7 +90,7 @@ def observe(
         fn = fn.mask(mask if not fn.event_shape else _whole_rows(name, mask))
     infer = {"lde_observe": {"times": times, "mask": mask, "states": series.names}}
     with plate:
-        return pyro.sample(name, fn.to_event(2 - len(fn.event_shape)), obs=values, infer=infer)
+        return _sample(name, fn, values, infer)
 
 
 def pointwise_log_prob(fn: dist.Distribution, value: Tensor) -> Tensor:
@@ -101,6 +104,13 @@ def pointwise_log_prob(fn: dist.Distribution, value: Tensor) -> Tensor:
         (*batch, T, D), or (*batch, T) for a joint distribution of a row; zero where masked.
     """
     return _split_event(fn).log_prob(value)
+
+
+def _sample(name: str, fn: dist.Distribution, values: Tensor | None, infer: dict[str, Any]) -> Tensor:
+    fn = fn.to_event(2 - len(fn.event_shape))
+    with named_errors(name):
+        check_plate_sizes(fn.batch_shape)
+    return pyro.sample(name, fn, obs=values, infer=infer)
 
 
 def _split_event(fn: dist.Distribution) -> dist.Distribution:
@@ -145,15 +155,23 @@ def _check_shape(name: str, shape: torch.Size, series: Series) -> None:
     if fits:
         hint = f" The states are of {batch} series."
     elif len(shape) >= 2 and columns is not None and tuple(shape[-2:]) == (columns, length):
-        hint = " It looks like (D, T): transpose it, states come last."
+        hint = " It looks like (D, T): transpose it, states come last; or were y0 and times of the solve exchanged?"
     elif shape and shape[-1] == length:
-        hint = " The last dimension is missing: keep it, z[..., :1] instead of z[..., 0]."
+        hint = f" The last dimension is missing: keep it, z[..., :{columns or 1}] instead of z[..., 0]."
     elif len(shape) >= 2 and shape[-2] == length:
-        hint = " Pick the observed states, for instance z[..., :1]."
+        hint = _columns_hint(shape[-1], columns, series.names)
     raise ShapeError(
         f"site {name!r}: the distribution has shape {tuple(shape)}, the {len(series)} series T = {length}, "
         f"D = {'any' if columns is None else columns}; expected (..., {length}, {columns or 'D'}).{hint}"
     )
+
+
+def _columns_hint(given: int, wanted: int, names: tuple[str, ...] | None) -> str:
+    """Of a distribution of so many values at each time, where the series have another number of them."""
+    told = f" ({', '.join(names)})" if names else ""
+    if given > wanted:
+        return f" Pick the {wanted} observed states{told}, for instance z[..., :{wanted}]."
+    return f" The series have {wanted} values{told} at each time: give a distribution for each of them."
 
 
 def _series_plate(name: str, shape: torch.Size, n: int) -> tuple[pyro.plate | nullcontext, bool]:

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_latentde.errors import LatentDEError, ShapeError
+from pyro_latentde.sites.plate_sizes import check_plate_sizes
 from pyro_latentde.solve.solution import Solution
 
 __all__ = ["named_errors", "record_trajectory"]
@@ -37,15 +38,16 @@ def record_trajectory(name: str, value: Tensor, solution: Solution, states: Sequ
         `value`, or what the site was conditioned on.
 
     Raises:
-        ShapeError: a wrong number of names.
+        ShapeError: a wrong number of names, or enclosing plates of other sizes than the batch.
     """
+    check_plate_sizes(value.shape[:-2])
     n_steps = solution.stats["n_accepted"] + solution.stats["n_rejected"]
     record = {
         "times": solution.times,
         "states": _state_names(states, solution),
         "status": solution.status,
         "n_steps": n_steps,
-        "settings": {key: getattr(solution, key) for key in ("method", "engine", "rtol", "atol")},
+        "settings": {key: getattr(solution, key) for key in ("method", "engine", "rtol", "atol", "step_size")},
     }
     return pyro.sample(
         name,

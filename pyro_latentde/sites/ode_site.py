@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_latentde.sites.field_weights import held_weights
@@ -27,6 +28,7 @@ def ode(
     states: Sequence[str] | None = None,
     t0: Any = None,
     event_dims: dict[str, int] | None = None,
+    shooting: Any = None,
     **settings: Any,
 ) -> Any:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` and record the trajectory as the deterministic site ``name``.
@@ -46,6 +48,8 @@ def ode(
         states: Names of the D coordinates, ``("hare", "lynx")``.
         t0: Time of ``y0``; the first time by default.
         event_dims: Dimensions of one row, by parameter name, where the field does not tell.
+        shooting: A ``models.Shooting``: the trajectory in segments with starts of their own, for long series of
+            oscillating or chaotic systems. Its sites are "shots" and "continuity".
         settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
             :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from outside.
 
@@ -65,6 +69,9 @@ def ode(
         >>> pyro.poutine.trace(model).get_trace().nodes["z"]["value"].shape
         torch.Size([5, 1])
     """
+    if shooting is not None:
+        keywords = {**settings, "event_dims": event_dims}
+        return shooting.trajectory(name, f, y0, torch.as_tensor(times), params, states, keywords, t0=t0)
     with named_errors(name):
         solution = solve_at_site(name, f, y0, times, params, t0=t0, event_dims=event_dims, **settings)
         value = record_trajectory(name, _stacked(solution), solution, states)

@@ -90,12 +90,15 @@ def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[N
         _SETTINGS.reset(token)
 
 
-def site_settings(name: str, own: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one site: its own, then those from outside, outermost first; None is the default."""
+def site_settings(name: str, own: dict[str, Any], recorded: str | None = None) -> dict[str, Any]:
+    """The settings of one site: its own, then those from outside, outermost first; None is the default.
+
+    A solve whose trajectory is recorded under another name can be meant by that one, too.
+    """
     _check_keywords("ode", own)
     chosen = dict(own)
     for names, settings in _SETTINGS.get():
-        if names is None or name in names:
+        if names is None or name in names or recorded in names:
             chosen.update(settings)
     defaults = {
         "method": latentde_method,

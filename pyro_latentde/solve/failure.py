@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.problem import Problem, peek
+from pyro_latentde.solve.lift import peek
+from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.solution import Status
 
 __all__ = ["failure_message"]

@@ -11,8 +11,9 @@ from torch import Tensor
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
 from pyro_latentde.solve.failure import failure_message
+from pyro_latentde.solve.lift import peek
 from pyro_latentde.solve.methods import get_method
-from pyro_latentde.solve.problem import Problem, peek, pose
+from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
 from pyro_latentde.solve.settings import SolveSettings
@@ -118,6 +119,7 @@ def odesolve(
         method=settings.method,
         rtol=settings.rtol,
         atol=settings.atol,
+        step_size=settings.step_size,
         engine=engine_name,
         reason=reason,
         shape_of_state=state,

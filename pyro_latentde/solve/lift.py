@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_latentde.errors import GradientPathError, ShapeError
 
-__all__ = ["Lift", "Untraceable", "in_fresh_thread", "is_wrapped", "no_transform", "stand_in"]
+__all__ = ["Lift", "Untraceable", "in_fresh_thread", "is_wrapped", "no_transform", "peek", "stand_in"]
 
 
 class Untraceable(Exception):
@@ -40,6 +41,17 @@ def no_transform() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def peek(tensor: torch.Tensor) -> np.ndarray | None:
+    """The values of a tensor, or None where a transform or tracer hides them."""
+    if is_wrapped(tensor) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
+        # a grad level would wrap even a plain tensor
+        with torch._C._DisableFuncTorch(), _disable_current_modes():
+            return tensor.detach().cpu().numpy()
+    return tensor.numpy(force=True)
 
 
 def stand_in(tensor: torch.Tensor) -> torch.Tensor:

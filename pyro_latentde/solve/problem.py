@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from pyro_latentde.errors import DataError, ShapeError
-from pyro_latentde.solve.lift import is_wrapped, no_transform
+from pyro_latentde.solve.exchanged import exchange_hint
+from pyro_latentde.solve.lift import is_wrapped, no_transform, peek
 from pyro_latentde.solve.structure import Parameters, StateShape
 from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine
 
-__all__ = ["Problem", "peek", "pose"]
+__all__ = ["Problem", "pose"]
 
 
 Move = tuple[tuple[int, ...], tuple[int, ...]]
@@ -91,17 +92,6 @@ class Problem(NamedTuple):
         return len(self.tensors) - 3
 
 
-def peek(tensor: Tensor) -> np.ndarray | None:
-    """The values of a tensor, or None where a transform or tracer hides them."""
-    if is_wrapped(tensor) or type(tensor) not in (Tensor, torch.nn.Parameter):
-        return None
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
-        # a grad level would wrap even a plain tensor
-        with torch._C._DisableFuncTorch(), torch.utils._python_dispatch._disable_current_modes():
-            return tensor.detach().cpu().numpy()
-    return tensor.numpy(force=True)
-
-
 def flatten_state(y0: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tensor]:
     """The state as ``(*batch, D)``, and how to give it back."""
     if isinstance(y0, Tensor):
@@ -166,6 +156,16 @@ def pose(
         ShapeError: For shapes, dtypes or devices that do not fit.
         DataError: For times that are not finite, or unsorted without ``t0``.
     """
+    try:
+        return _laid_out(f, y0, times, params, t0, event_dims)
+    except (ShapeError, DataError) as error:
+        error.args = (f"{error}{exchange_hint(y0, times)}",)
+        raise
+
+
+def _laid_out(
+    f: Callable | BoundField, y0: Any, times: Any, params: Any, t0: Any, event_dims: dict[str, int] | None
+) -> list[Problem]:
     bound = f if isinstance(f, BoundField) else None
     f = bound.f if bound is not None else f
     if not callable(f):

@@ -50,6 +50,7 @@ class Solution:
         method: Name of the method.
         rtol: Relative tolerance.
         atol: Absolute tolerance, in units of y.
+        step_size: Largest size of the equal steps; None where the tolerances chose them.
         engine: ``"fused"``, ``"torch"`` or ``"torchdiffeq"``.
         reason: Why this engine.
         shape_of_state: How one row's state is laid out as a vector.
@@ -66,6 +67,7 @@ class Solution:
     method: str
     rtol: float
     atol: float
+    step_size: float | None
     engine: str
     reason: str
     shape_of_state: Any = field(repr=False)

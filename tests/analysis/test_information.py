@@ -150,6 +150,33 @@ def test_the_gain_of_further_measurements():
     assert len(result.extra) == 40 and "Best further measurements" in str(result)
 
 
+def test_a_plan_needs_no_values():
+    known = identifiability(one_rate, {"k": 0.7}, TIMES, torch.ones(5, 1).double())
+    plan = identifiability(one_rate, {"k": 0.7}, TIMES, None, observed=["y"], extra=(TIMES + 1, None))
+    np.testing.assert_allclose(plan.information, known.information)
+    assert len(plan.extra) == 5
+    with pytest.raises(LatentDEError, match=r"\['x'\] are no sites of the model; expected some of \['y'\]"):
+        identifiability(one_rate, {"k": 0.7}, TIMES, None, observed=["x"])
+
+
+def test_candidates_may_be_of_sites_that_the_data_do_not_have():
+    """A rate times a size is seen, never the size alone: one look at the size tells both apart."""
+
+    def model(y, size_seen=False):
+        rate = pyro.sample("rate", dist.LogNormal(torch.zeros(()).double(), 1.0))
+        size = pyro.sample("size", dist.LogNormal(torch.zeros(()).double(), 1.0))
+        if size_seen:
+            pyro.sample("scale", dist.Normal(size, 0.1))
+        else:
+            pyro.sample("y", dist.Normal(rate * size, 0.1), obs=y)
+
+    result = identifiability(model, {"rate": 1.0, "size": 1.0}, ONE[0], extra=(None, True))
+    assert result.extra["site"].tolist() == ["scale"]
+    # variances of log size: prior 1, after y, which knows the sum of two logarithms to .1
+    after = 1 - 1 / 2.01
+    assert result.extra["d_gain"].iloc[0] == pytest.approx(0.5 * math.log1p(after / 0.01), abs=0.1)
+
+
 def test_information_of_each_observation_adds_up():
     joint_args = (TIMES, torch.ones(5, 1).double())
     u = torch.tensor([-0.3]).double()

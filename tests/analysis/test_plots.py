@@ -10,7 +10,7 @@ import torch
 
 import pyro_latentde as lde
 from pyro_latentde import Posterior, Series
-from pyro_latentde.analysis import plot_pair, plot_phase, plot_prior_posterior, plot_trajectories
+from pyro_latentde.analysis import plot_pair, plot_phase, plot_prior_posterior, plot_trace, plot_trajectories
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer import prior
 from pyro_latentde.posterior import inspect_model
@@ -107,6 +107,21 @@ def test_pairs_mark_divergent_draws(posterior):
     assert len(figure.axes) == 6  # lower triangle of three scalars
     assert sum(len(line.get_xdata()) for ax in figure.axes for line in lines(ax, "x")) == 3 * 4
     assert "4 divergent draws" in figure.texts[0].get_text()
+
+
+def people(series):
+    with lde.series_plate(series):
+        pyro.sample("level", dist.Normal(torch.zeros(()).double(), 1.0))
+
+
+def test_panels_of_a_plated_site_are_named_by_the_ids_of_the_series():
+    series = Series.from_tensors([0.0, 1.0], torch.zeros(2, 2, 1), ids=["Ann", "Bo"])
+    before = prior(people, series, num_samples=40)
+    after = Posterior(samples=before.samples, attrs={"inference": "nuts"})  # read from a file, without its series
+    for figure in (plot_prior_posterior(before, before), plot_prior_posterior(after, before)):
+        assert [ax.get_xlabel() for ax in figure.axes] == ["level[Ann]", "level[Bo]"]
+    assert [ax.get_ylabel() for ax in plot_trace(before).axes] == ["level[Ann]", "level[Bo]"]
+    assert {ax.get_xlabel() for ax in plot_pair(before).axes} == {"", "level[Ann]", "level[Bo]"}
 
 
 def test_too_many_scalars_and_unknown_sites(posterior):

@@ -10,7 +10,7 @@ import torch
 from pyro_latentde.analysis import calibration
 from pyro_latentde.analysis.rank_tests import anderson_darling, rank_p_value, uniform_band
 from pyro_latentde.analysis.sbc import _meaning
-from pyro_latentde.errors import LatentDEError
+from pyro_latentde.errors import LatentDEError, SolveError
 from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
 from pyro_latentde.infer.replications import Fits
 from pyro_latentde.infer.sgmcmc_kernels import Langevin
@@ -77,6 +77,28 @@ def test_wrong_samplers_are_rejected(wrong):
     assert not found.passed(LEVEL)
     assert "MISCALIBRATED" in str(found)
     assert found.facts["method"] == wrong.__name__
+
+
+COARSE = {"method": "euler", "step_size": 1.0}
+
+
+def test_a_coarse_solver_is_rejected_by_data_of_an_exact_one():
+    """From time to time Euler makes 1 - .6 k of exp(-.6 k): rates come out too small, by more than their error."""
+    small = {"num_replications": 32, "num_chains": 4, "num_warmup": 40, "num_samples": 12, "num_ranks": 15, "batch": 32}
+    right, wrong = (calibration(decay, tensor([0.0] * 6), solver=s, **small) for s in (None, COARSE))
+    assert right.passed(LEVEL), str(right)
+    assert not wrong.passed(LEVEL), str(wrong)
+    assert wrong.table["bias"]["k"] > 0.9  # truths above nearly all draws
+    assert wrong.facts["solver"] == COARSE and right.facts["solver"] == {}
+
+
+def test_the_solver_of_the_fits_reaches_other_processes():
+    tiny = {**SMALL, "num_replications": 8, "batch": 4, "num_warmup": 30, "num_samples": 8, "num_ranks": 15}
+    found = calibration(decay, tensor([0.0] * 6), num_jobs=2, solver=COARSE, **tiny)
+    # the mean of 8 uniform ranks is above .8 twice in 1000 times
+    assert found.table["bias"]["k"] > 0.8
+    with pytest.raises(SolveError, match="Did you mean 'method'"):
+        calibration(decay, tensor([0.0] * 6), solver={"methd": "euler"}, **tiny)
 
 
 def test_processes_give_the_ranks_of_one():

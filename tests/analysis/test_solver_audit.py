@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
 import pyro_latentde as lde
 from pyro_latentde import Posterior
@@ -104,11 +105,94 @@ def test_the_reweighted_mean_is_that_of_the_exact_solution():
     report = solver_check(crude, num_draws=1200)
     row = report.means.loc["w"]
     assert abs(row["shift"]) > 0.1  # the error of the mean, in sds; a tenth is 3.5 standard errors of 1,200 draws
-    assert not report.reliable and report.used == "rk4 with fixed steps"
+    assert not report.reliable and report.used == "rk4, step_size=0.5"
     assert report.suggested["method"] == "tsit5" and report.suggested["step_size"] is None
     ess = crude.summary().loc["w", "ess_bulk"]
     # 4 standard errors: a false alarm in 16,000
     assert row["reweighted"] == pytest.approx(exact_mean, abs=4 * row["sd"] / math.sqrt(min(ess, 1200)))
+
+
+def rk4_states(w, step):
+    """Each step multiplies q + i p/w by the exponential series of -i w h up to its fourth power."""
+    x = torch.complex(torch.zeros_like(w), -w * step)
+    factor = (1 + x + x**2 / 2 + x**3 / 6 + x**4 / 24)[:, None]
+    return (factor ** (TIMES / step).round()).real
+
+
+def by_prior():
+    return lde.infer.prior(oscillator, DATA, num_samples=60)
+
+
+def by_sgld():
+    sizes = {"num_samples": 15, "num_warmup": 5, "start": {"w": torch.ones(()).double()}, "progress": False}
+    return lde.infer.sgld(oscillator, DATA, step_size=1e-5, **sizes)
+
+
+@pytest.mark.parametrize("draw", [by_prior, by_sgld])
+def test_a_coarse_step_set_around_draws_without_a_density_is_seen(draw):
+    with lde.solver(method="rk4", step_size=1.0):
+        crude = draw()
+    with lde.solver(method="bosh3", step_size=0.01, gradient="adjoint"):  # nothing that is set around the check counts
+        report = solver_check(crude, num_draws=60)
+    assert not report.reliable and report.used == "rk4, step_size=1"
+    assert list(report.table.index) == ["tsit5, rtol=1e-09, atol=1e-11", "dopri8, rtol=1e-09, atol=1e-11"]
+    assert report.suggested["method"] == "tsit5" and report.suggested["step_size"] is None
+    w = crude.samples["w"].flatten()
+    expected = log_density(w, exact_states(w)) - log_density(w, rk4_states(w, 1.0))
+    assert expected.abs().max() > 1
+    # two solves at 1e-9 differ from the exact states by less than 1e-7, times a residual of up to 2 / .05^2, 11 times
+    torch.testing.assert_close(torch.from_numpy(report.changes[-1]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_guide_is_checked_against_the_solver_it_was_fitted_with(tmp_path):
+    """The draws are made outside of lde.solver, and again from files with the model given anew."""
+    options = {"num_steps": 40, "start_at": {"w": torch.ones(()).double()}, "progress": False}
+    with lde.solver(method="rk4", step_size=1.0):
+        fit = lde.infer.fit_svi(oscillator, AutoNormal, DATA, **options)
+    path = fit.save(tmp_path / "fit.pt")
+    loaded = lde.infer.Fit.load(path, oscillator, AutoNormal(oscillator), DATA)
+    crude = fit.posterior(60)
+    file = crude.save(tmp_path / "draws.nc")
+    bare = Posterior.load(file)
+    again = Posterior.load(file, model=oscillator, args=(DATA,))
+    for posterior in (crude, loaded.posterior(60), again, bare.with_model(oscillator, DATA)):
+        assert (posterior.sites["z"].settings["method"], posterior.sites["z"].settings["step_size"]) == ("rk4", 1.0)
+    report = solver_check(again)
+    assert not report.reliable and report.used == "rk4, step_size=1"
+    w = again.samples["w"].flatten()
+    expected = log_density(w, exact_states(w)) - log_density(w, rk4_states(w, 1.0))
+    torch.testing.assert_close(torch.from_numpy(report.changes[-1]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_steps_that_torchdiffeq_took_are_taken_by_it_again():
+    """Its error estimate is a mean over the states, so at the same tolerance it takes other steps than ours."""
+    settings = {"engine": "torchdiffeq", "method": "dopri5", "rtol": 1e-2, "atol": 1e-2}
+    crude, _ = posterior(exact_states(GRID), num=60, **settings)
+    report = solver_check(crude)
+    w = crude.samples["w"].flatten()
+    field = lambda t, y, w: torch.stack([y[1], -w * w * y[0]])  # noqa: E731
+    theirs = torch.stack([lde.odesolve(field, START, TIMES, one, **settings).ys[:, 0] for one in w])
+    expected = log_density(w, exact_states(w)) - log_density(w, theirs)
+    torch.testing.assert_close(torch.from_numpy(report.changes[-1]), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_solve_recorded_under_another_name_is_solved_again():
+    """Events of the intensity e^(w t): Runge and Kutta's method integrates it by Simpson's rule."""
+    data = lde.data.EventTimes.from_lists([[1.0, 4.0, 7.0]], start=0.0, end=8.0)
+
+    def model(data):
+        w = pyro.sample("w", dist.LogNormal(torch.zeros(()).double(), 0.2))
+        lde.events("e", lambda t, z, w: w + 0 * z, lambda t, z, w: z[0], torch.zeros(1, 1).double(), data, w)
+
+    w = torch.linspace(0.2, 1.0, 50).double()
+    with lde.solver(method="rk4", step_size=2.0):
+        sites = inspect_model(model, data)
+    report = solver_check(Posterior(samples={"w": w[None]}, sites=sites, model=model, args=(data,)))
+    nodes, weights = torch.arange(9.0).double(), torch.tensor([1.0, 4, 2, 4, 2, 4, 2, 4, 1]).double() / 3
+    simpson = (w[:, None] * nodes).exp() @ weights
+    torch.testing.assert_close(
+        torch.from_numpy(report.changes[-1]), simpson - ((8 * w).exp() - 1) / w, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_suggested_settings_pass():

@@ -9,9 +9,9 @@ import torch
 
 import pyro_latentde as lde
 from pyro_latentde.analysis import stress_test
-from pyro_latentde.analysis.regions import best_region
 from pyro_latentde.analysis.stiffness import stiffness_of
 from pyro_latentde.errors import LatentDEError
+from pyro_latentde.infer.regions import best_region
 
 ZERO = torch.zeros((), dtype=torch.float64)
 TIMES = torch.linspace(0, 0.5, 4).double()

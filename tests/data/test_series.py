@@ -159,6 +159,32 @@ def test_at_times_has_no_values():
     assert "no values" in repr(series)
 
 
+def test_at_times_knows_people_doses_and_inputs():
+    """One set of times for all of them, as many as there are covariates; or times of their own."""
+    dose = [[100.0], [200.0]]
+    plan = Series.at_times([2.0, 0.0, 1.0], ids=["Ann", "Bo"], covariates=dose, inputs=[[5.0], [3.0], [4.0]])
+    assert plan.times.tolist() == [[0.0, 1.0, 2.0]] * 2 and plan.mask.shape == (2, 3, 1)
+    assert plan.inputs[..., 0].tolist() == [[3.0, 4.0, 5.0]] * 2  # sorted with the times
+    assert plan.ids == ("Ann", "Bo") and plan.covariates.tolist() == dose and plan[1].ids == ("Bo",)
+    own = Series.at_times([[0.0, 2.0], [1.0]], inputs=[[[7.0], [8.0]], [[9.0]]], dtype=torch.float32)
+    assert own.inputs[:, 0, 0].tolist() == [7.0, 9.0] and own.inputs.dtype == torch.float32
+    assert len(Series.at_times(torch.arange(3.0), inputs=torch.zeros(4, 3, 1))) == 4
+
+
+PLAN_ERRORS = [
+    ({"ids": ["Ann", "Bo"], "covariates": [100.0, 200.0]}, r"covariates: expected finite numbers \(2, 'K'\)"),
+    ({"ids": ["Ann"], "covariates": [[1.0], [2.0]]}, "ids: 1 labels for 2 series"),
+    ({"inputs": [[1.0, 2.0]]}, r"inputs look like \(D, T\): pass inputs.T"),
+    ({"inputs": [[1.0], [NAN]]}, "inputs: expected finite"),
+]
+
+
+@pytest.mark.parametrize("kwargs, message", PLAN_ERRORS, ids=[e[1] for e in PLAN_ERRORS])
+def test_errors_of_at_times_teach(kwargs, message):
+    with pytest.raises(DataError, match=message):
+        Series.at_times([0.0, 1.0], **kwargs)
+
+
 def test_series_is_frozen():
     series = Series.from_tensors([0.0], [1.0])
     with pytest.raises(AttributeError):

@@ -182,15 +182,6 @@ def test_options_that_are_refused(option):
         lengthen(line, line_series(), **{**QUICK, **option})
 
 
-def test_latent_values_at_each_time_are_refused():
-    def model(series):
-        z = pyro.sample("z", dist.Normal(series.times.double() * 0, 1.0).to_event(2))
-        lde.observe("obs", lambda z: dist.Normal(z, 1.0), series, z[..., None])
-
-    with pytest.raises(LatentDEError, match=r"'z': \(1, 1\).*'z': \(1, 5\)"):
-        lengthen(model, line_series(), **QUICK)
-
-
 def test_a_prior_that_can_never_be_solved_is_told():
     def model(series):
         z0 = pyro.sample("z0", dist.Normal(ZERO + 2.0, 0.1).expand([1]).to_event(1))

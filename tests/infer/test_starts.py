@@ -178,7 +178,7 @@ def test_mixed_causes_name_the_site_and_the_region():
         find_starts(LogJoint(model), 2, seed=0)
     text = str(caught.value)
     assert "ODE non_finite" in text and "non-finite log_prob at 'impossible'" in text
-    assert "Most 'ODE non_finite' lie at beta > 0." in text
+    assert "100 % of 'ODE non_finite' lie at beta > 0." in text
 
 
 def test_gradients_that_are_not_finite_are_named():

@@ -11,6 +11,7 @@ from decay_model import TIMES, N, T, draw, model, series
 from pyro import poutine
 
 import pyro_latentde as lde
+from pyro_latentde.errors import ShapeError
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.sites.settings import extra_times
 
@@ -180,3 +181,52 @@ def test_shooting_refuses_what_cannot_be() -> None:
         Shooting(0, 0.1)
     with pytest.raises(ValueError, match="must be positive"):
         Shooting(3, 0.0)
+
+
+# ---- in a Pyro model of one's own
+
+
+def _cosine(t, y):
+    return torch.stack([y[1], -y[0]])
+
+
+@pytest.mark.parametrize(("parts", "t0"), [(1, None), (3, None), (2, -0.5)])
+def test_of_exact_starts_the_trajectory_is_that_of_one_solve(parts, t0):
+    times, y0 = torch.tensor([0.0, 0.7, 1.0, 2.5]).double(), torch.tensor([1.0, 0.0]).double()
+    begin = 0.0 if t0 is None else t0
+    fine = torch.cat([times[:-1, None] + torch.arange(parts) / parts * times.diff()[:, None]], 1).flatten()[1:]
+    fine = torch.cat([fine, times[-1:]])
+    shots = torch.stack([(fine - begin).cos(), -(fine - begin).sin()], 1)
+    shooting, settings = Shooting(1, 0.1, parts), {"rtol": 1e-9, "atol": 1e-9}
+
+    def model():
+        return lde.ode("z", _cosine, y0, times, t0=t0, shooting=shooting, **settings)
+
+    trace = poutine.trace(poutine.condition(model, data={"shots": shots})).get_trace()
+    right = torch.stack([(times - begin).cos(), -(times - begin).sin()], 1)
+    torch.testing.assert_close(trace.nodes["z"]["value"], right, rtol=0, atol=1e-7)
+    trace.compute_log_prob()
+    # no jumps: 2 numbers of each start at the top of their normal density
+    density = -2 * len(fine) * math.log(0.1 * math.sqrt(2 * math.pi))
+    assert float(trace.nodes["continuity"]["log_prob_sum"]) == pytest.approx(density, rel=1e-6)
+
+
+def test_a_shared_start_is_that_of_all_series_in_a_plate():
+    times = torch.linspace(0, 1, 4).double().expand(3, -1)
+
+    def model():
+        y0 = pyro.sample("y0", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+        with pyro.plate("series", 3):
+            return lde.ode("z", _cosine, y0, times, shooting=Shooting(1, 0.1))
+
+    trace = poutine.trace(model).get_trace()
+    assert trace.nodes["shots"]["value"].shape == (3, 3, 2)
+    assert trace.nodes["z"]["value"].shape == (3, 4, 2)
+
+
+def test_what_shooting_cannot_do_is_told():
+    with pytest.raises(ShapeError, match="shooting needs the state as one tensor"):
+        y0 = {"a": torch.ones(1), "b": torch.ones(1)}
+        lde.ode("z", lambda t, y: y, y0, torch.arange(3.0), shooting=Shooting(1, 0.1))
+    with pytest.raises(ValueError, match="parts = 2"):
+        Shooting(3, 0.1, parts=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the systems of the zoo that have a Pyro model have in common."""
+"""What the systems of the zoo that have a Pyro model of one experiment and its repeats have in common."""
 
 import importlib
 import inspect
@@ -17,7 +17,11 @@ from torch.distributions import biject_to
 from pyro_latentde.models import systems
 
 SUPPORT = {"dosing", "experiment", "renderer", "simulation"}
-NAMES = [name for name in systems.__all__ if hasattr(getattr(systems, name), "model")]
+NAMES = [
+    name
+    for name in systems.__all__
+    if hasattr(getattr(systems, name), "model") and not hasattr(getattr(systems, name), "population")
+]
 
 
 @pytest.fixture(params=NAMES)

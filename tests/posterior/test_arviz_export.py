@@ -16,6 +16,7 @@ import xarray
 
 import pyro_latentde as lde
 from pyro_latentde import Posterior, Series
+from pyro_latentde.analysis.scalars import scalar_draws
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer import prior
 from pyro_latentde.posterior import inspect_model
@@ -209,6 +210,30 @@ def test_arguments_and_series_times_go_to_constant_data():
     assert data["constant_data"]["z_times"].dims == ("series", "z_time")
     assert "z_time" not in data["posterior_predictive"].coords or data["posterior_predictive"].z_time.dtype == int
     assert data["posterior_predictive"]["z"].dims == ("chain", "draw", "series", "z_time", "z_state")
+
+
+def people(series):
+    """A plate "series" of two with a vector, and a plate of the series that the user named."""
+    with lde.series_plate(series):
+        pyro.sample("rates", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+    with pyro.plate("patients", len(series)):
+        level = pyro.sample("level", dist.Normal(torch.zeros(()).double(), 1.0))
+        lde.observe("obs", lambda z: dist.Normal(z, 1.0), series, level[..., None, None].expand(*level.shape, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels"), [(["Ann", 7], ("Ann", "7")), (["Ann", "Ann"], ("0", "1")), (None, ("0", "1"))]
+)
+def test_rows_of_a_summary_are_named_by_the_ids_of_the_series(ids, labels):
+    series = Series.from_tensors([0.0, 1.0, 2.0], torch.zeros(2, 3, 1), ids=ids)
+    draws = prior(people, series, num_samples=8)
+    first, second = labels
+    expected = [f"rates[{row}, {i}]" for row in labels for i in (0, 1)] + [f"level[{first}]", f"level[{second}]"]
+    table = draws.summary()
+    assert table.index.tolist() == expected
+    assert table.loc[f"rates[{second}, 0]", "mean"] == pytest.approx(float(draws["rates"][..., 1, 0].mean()))
+    assert list(scalar_draws(draws, ["level"])) == expected[-2:]
+    assert draws.to_arviz(["posterior"])["posterior"]["level"].coords["patients"].values.tolist() == [0, 1]
 
 
 def test_wrong_groups_are_told(posterior):

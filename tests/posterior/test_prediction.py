@@ -155,8 +155,63 @@ def test_times_known_by_heart_give_trajectories_and_a_telling_error():
 
 
 def test_times_before_the_start_that_move_it_are_told():
+    p = draws_of(open_times, TIMES, DATA)
+    made = p.predict([-1.0, 0.0])
+    assert torch.allclose(made.trajectories["z"], exact(p["k"], torch.tensor([-1.0, 0.0]).double()), rtol=1e-4)
     with pytest.raises(LatentDEError, match="t0="):
-        draws_of(open_times, TIMES, DATA).predict([-1.0, 0.0])
+        made.observations["obs"]
+    with pytest.raises(LatentDEError, match="t0="):
+        p.predict([-1.0, 0.0], observations=True)
+
+
+def ragged():
+    """Two series of different lengths, times and doses, the second padded."""
+    values = [torch.ones(4, 1).double(), torch.ones(2, 1).double()]
+    times = [TIMES, torch.tensor([1.5, 2.5]).double()]
+    return Series.from_tensors(times, values, covariates=[[3.0], [5.0]], ids=["Ann", "Bo"])
+
+
+def dosed(series):
+    """k shared, z = dose at the first time of each series."""
+    k = pyro.sample("k", dist.LogNormal(torch.zeros(()).double(), 0.5))
+    with lde.series_plate(series):
+        z = lde.ode("z", lambda t, y, k: -k * y, series.covariates, series.times, k, event_dims={"p": 0})
+        lde.observe("obs", lambda z: dist.Normal(z, 0.01), series, z)
+
+
+def dosed_at(series, times=None):
+    k = pyro.sample("k", dist.LogNormal(torch.zeros(()).double(), 0.5))
+    with lde.series_plate(series):
+        where, start = series.times if times is None else times, series.times[:, 0]
+        z = lde.ode("z", lambda t, y, k: -k * y, series.covariates, where, k, t0=start, event_dims={"p": 0})
+        lde.observe("obs", lambda z: dist.Normal(z, 0.01), series if times is None else None, z)
+
+
+@pytest.mark.parametrize("model", [dosed, dosed_at])
+def test_series_with_times_of_their_own_at_new_times(model):
+    p = draws_of(model, ragged())
+    new = torch.tensor([4.0, 1.5, 2.5, 3.0]).double()
+    made = p.predict(new)
+    start, dose = torch.tensor([0.0, 1.5]).double(), torch.tensor([3.0, 5.0]).double()
+    expected = dose[:, None] * torch.exp(-p["k"][..., None, None] * (new - start[:, None]))
+    assert torch.allclose(made.trajectories["z"][..., 0], expected, rtol=1e-4)
+    observed = made.observations["obs"][..., 0]
+    # noise of sd 0.01: forty-eight values, six standard deviations
+    assert observed.shape == (2, 3, 2, 4) and (observed - expected).abs().max() < 0.06
+    assert (observed - expected).abs().min() > 0  # noise there is
+
+
+def test_new_times_before_the_first_of_one_series():
+    new = torch.tensor([0.5, 3.0]).double()  # Bo begins at 1.5
+    with pytest.raises(LatentDEError, match="t0=.*after the first of each series"):
+        draws_of(dosed, ragged()).predict(new).observations["obs"]
+    assert draws_of(dosed_at, ragged()).predict(new).observations["obs"].shape == (2, 3, 2, 2, 1)
+
+
+def test_inputs_are_not_known_at_new_times():
+    series = Series.from_tensors(TIMES, DATA, inputs=torch.zeros(4, 1).double())
+    with pytest.raises(LatentDEError, match="'obs'.*inputs, which are known at their own times only"):
+        draws_of(by_series, series).predict([0.0, 3.0]).observations["obs"]
 
 
 def test_failed_rows_are_nan_counted_and_left_out():

@@ -280,8 +280,9 @@ ERRORS = [
     ((normal(Z), series_of(1)), {"positive": True}, TypeError, "need a function of the states"),
     ((lambda z: z, series_of(1), Z), {}, TypeError, "distribution_of gave a Tensor"),
     ((normal, series_of(1), Z.T), {}, ShapeError, "looks like .D, T.: transpose"),
-    ((normal, series_of(1), Z[:, 0]), {}, ShapeError, r"keep it, z\[..., :1\] instead"),
-    ((normal, series_of(1), torch.zeros(3, 4)), {}, ShapeError, r"Pick the observed states"),
+    ((normal, series_of(1), Z[:, 0]), {}, ShapeError, r"keep it, z\[..., :2\] instead"),
+    ((normal, series_of(1), torch.zeros(3, 4)), {}, ShapeError, r"the 2 observed states \(u, v\), .* z\[..., :2\]"),
+    ((normal, series_of(1), Z[:, :1]), {}, ShapeError, r"have 2 values \(u, v\) at each time: give a distribution"),
     ((normal, series_of(1), torch.zeros(5, 2)), {}, ShapeError, r"Check that the states were solved at"),
     ((normal, series_of(2), torch.zeros(4, 3, 2)), {}, ShapeError, "The states are of 4 series"),
     ((dist.LKJCholesky(2).expand([3]), series_of(1)), {}, ShapeError, "one LKJCholesky for several times"),
@@ -297,3 +298,10 @@ def test_errors_teach(args, kwargs, error, message):
 def test_wrong_plate_is_named():
     with pyro.plate("people", 5), pytest.raises(ShapeError, match="2 series in plate 'people' of size 5"):
         observe("obs", normal, series_of(2), torch.zeros(5, 3, 2))
+
+
+@pytest.mark.parametrize("series", [None, series_of(1)], ids=["drawn", "scored"])
+def test_wrong_plate_around_a_batch_is_explained(series):
+    message = r"site 'obs': the batch shape is \(4,\), but plate 'people' around the site has size 5 at dim -1"
+    with pyro.plate("people", 5), pytest.raises(ShapeError, match=message):
+        observe("obs", normal, series, torch.zeros(4, 3, 2))

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """lde.ode itself: names of states, structured states, failures, errors that name the site, other times."""
 
+import contextlib
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -116,6 +119,34 @@ def test_every_error_names_the_site(kind, arguments, message):
     arguments = {"f": decay, "y0": START, "times": TIMES, "params": scalar(0.5), "event_dims": {"p": 0}, **arguments}
     with pytest.raises(kind, match="^site 'hares': .*" + message):
         lde.ode("hares", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "hint"),
+    [
+        (5, (4,), r"\. Try: a plate of size 4.*y0\[i\]"),
+        (4, (4, 3), "Try: dim=-2 for the plate, where the batch has 4; or"),
+    ],
+)
+def test_a_plate_of_another_size_than_the_batch_is_explained(size, batch, hint):
+    message = rf"site 'hares': the batch shape is {re.escape(str(batch))}, but plate 'people' .* size {size} at dim -1"
+    with pyro.plate("people", size), pytest.raises(ShapeError, match=message + ".*" + hint):
+        lde.ode("hares", decay, START.expand(*batch, 2), TIMES, scalar(0.5), event_dims={"p": 0})
+
+
+@pytest.mark.parametrize(
+    ("shape", "plates"),
+    [((4, 2), {-1: (9, 4)}), ((3, 1, 2), {-1: (5, 5), -2: (3, 3)}), ((7, 1, 2), {-1: (5, 5)}), ((2,), {-1: (5, 5)})],
+    ids=["subsample", "one batch dimension of two", "particles", "one row"],
+)
+def test_plates_that_fit_the_batch(shape, plates):
+    with contextlib.ExitStack() as stack:
+        for dim, (full, size) in plates.items():
+            stack.enter_context(pyro.plate(f"plate{dim}", full, subsample_size=size, dim=dim))
+        assert lde.ode("hares", decay, START.expand(shape), TIMES, scalar(0.5), event_dims={"p": 0}).shape[-2:] == (
+            5,
+            2,
+        )
 
 
 @pytest.mark.parametrize("engine", ["auto", "torch"])

@@ -73,6 +73,29 @@ def test_the_position_of_a_bad_time_in_a_batch_is_told():
     fails(DataError, "t0 is nan", t0=NAN)
 
 
+@pytest.mark.parametrize(
+    ("kind", "y0", "times", "message"),
+    [
+        (ShapeError, TIMES, ones(2), r"returned shape \(2,\), expected \(4,\)"),
+        (ShapeError, TIMES, torch.tensor([1.0, 2.0]), r"returned shape \(2,\), expected \(4,\)"),
+        (ShapeError, TIMES.expand(3, 4), ones(3, 2), r"returned shape \(2,\), expected \(4,\)"),
+        (DataError, TIMES, torch.tensor([2.0, 1.0, 3.0]), "times are not sorted"),
+        (DataError, TIMES[:3], torch.tensor([2.0, 1.0, 3.0]), "times are not sorted"),
+        (ShapeError, [0.0, 1.0, 2.0], torch.tensor([3.0, 1.0]), "y0 is of type list"),
+        (ShapeError, torch.arange(4), torch.tensor([3.0, 1.0]), "y0 has dtype torch.int64"),
+        (DataError, TIMES, {"u": ONE}, "times of type dict cannot be read"),
+    ],
+)
+def test_an_initial_state_and_times_that_are_exchanged(kind, y0, times, message):
+    fails(kind, message + ".* Are y0 and times exchanged", two_states, y0=y0, times=times, params=ones(2))
+
+
+def test_other_mistakes_do_not_ask_whether_state_and_times_are_exchanged():
+    assert "exchanged" not in fails(DataError, "not sorted", times=[0.0, 2.0, 1.0])
+    rising = torch.tensor([1.0, 2.0], dtype=F64)
+    assert "exchanged" not in fails(ShapeError, "returned shape", lambda t, y: y[0], y0=rising, params=None)
+
+
 @pytest.mark.parametrize("times", [[0.0, 2.0, 1.0], [2.0, 0.0, 1.0], [[0.0, 1.0, 2.0], [0.0, 2.0, 1.0]]])
 def test_unsorted_times_need_a_start(times):
     fails(DataError, "times are not sorted.*give t0=", times=times)
