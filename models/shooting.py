@@ -18,6 +18,7 @@ from pyro_latentde.guides.stations import have_data
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.ode_site import solve_at_site
 from pyro_latentde.sites.settings import extra_times, requested_times
+from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
 
 __all__ = ["Shooting"]
@@ -70,6 +71,26 @@ class Shooting:
     def stations(self, num_times: int) -> list[int]:
         """Positions of the starts after the first, among so many times."""
         return list(range(self.length, num_times, self.length))
+
+    def starts(self, f: Callable, z0: Tensor, times: Tensor, params: Any = None, **settings: Any) -> Tensor:
+        """Starts on trajectories without jumps, to go on with segments from draws of a model without them.
+
+        Args:
+            f: vector field.
+            z0: (N, S), of N draws.
+            times: (T,), the first is that of z0.
+            params: parameters of the field, with N in front.
+            **settings: of `odesolve`.
+
+        Returns:
+            (N, J - 1, S), values of the site "shots".
+
+        Example:
+            >>> Shooting(2, 0.1).starts(lambda t, y: -y, torch.ones(1, 1), torch.arange(4.0)).shape
+            torch.Size([1, 1, 1])
+        """
+        grid = _subdivided(times, self.parts)
+        return odesolve(f, z0, grid, params, **settings).ys[:, self.stations(len(grid))]
 
     def trajectory(
         self,

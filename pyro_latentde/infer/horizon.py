@@ -74,7 +74,8 @@ def lengthen(
 
     Chaos sets a limit. A start whose paths part by e^5 lies on a sheet ten thousand times wider than thick, but bent
     little; from about e^7 on the sheet is bent by many times its thickness and no trajectory follows it. Divergences
-    and R-hat tell.
+    and R-hat tell. Beyond that take segments, `models.Shooting`, and go on from a ``start``: `models.systems.lorenz`
+    shows how.
 
     Args:
         model: Pyro model, ``model(series, *args, **kwargs)``, whose latent sites are the same for a shorter series, or
@@ -102,7 +103,8 @@ def lengthen(
     Returns:
         ``Posterior`` as of `ensemble_hmc`. In its ``attrs``, ``"steps"`` lists each reweighting, a dictionary of
         ``horizon``, ``temperature`` (share of its observations in the density, in (0, 1]), ``effective`` (sample size),
-        ``log_ratio`` and ``accept``; ``"log_evidence"`` is their sum, an estimate of log p(y).
+        ``log_ratio`` and ``accept``; ``"log_evidence"`` is their sum, an estimate of log p(y), or NaN
+        with a ``start``.
 
     Raises:
         DataError: a series without values, or horizons that do not increase, or not within the observed times.
@@ -128,6 +130,8 @@ def lengthen(
     """
     check_settings(num_samples, num_warmup, num_chains, target_accept, max_num_steps)
     _check_sizes(num_particles, num_moves)
+    if start is not None and horizons is None:
+        raise LatentDEError("lengthen: start needs horizons; the first of them is how far the data of start went.")
     times = default_horizons(series) if horizons is None else _checked(horizons, series)
     began = time.perf_counter()
     dim = LogJoint(model, (series, *args), kwargs).dim
@@ -141,7 +145,8 @@ def lengthen(
             u, times = run.begin_at(times[0], start, num_particles, num_moves), times[1:]
         for i, horizon in enumerate(times):
             u = run.extend(horizon, u, num_moves)
-            bar.update(i + 1, {"horizon": f"{horizon:.4g}", "log-evidence": f"{run.log_evidence:.5g}"})
+            told = {} if math.isnan(run.log_evidence) else {"log-evidence": f"{run.log_evidence:.5g}"}
+            bar.update(i + 1, {"horizon": f"{horizon:.4g}", **told})
     return run.finish(u, num_chains, progress, began)
 
 

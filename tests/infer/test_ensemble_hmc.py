@@ -362,3 +362,20 @@ def test_two_processes_draw_what_one_draws(tmp_path):
     for rank in range(2):
         both = torch.load(tmp_path / f"rank{rank}", weights_only=True)
         assert torch.allclose(both, draws, rtol=0, atol=1e-10)
+
+
+def test_ranks_that_stopped_at_different_iterations_cannot_go_on_together(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    ensemble_hmc(decay, checkpoint=path, **SMALL)
+    before = path.read_bytes()
+
+    class Behind(OneDevice):
+        """Tells of another rank that is an iteration behind."""
+
+        def gather(self, thing):
+            return [thing, thing - 1] if isinstance(thing, int) else [thing]
+
+    monkeypatch.setattr("pyro_latentde.infer.ensemble_run.make_devices", lambda *args: Behind())
+    with pytest.raises(CheckpointError, match="the ranks stopped after .* iterations"):
+        ensemble_hmc(decay, checkpoint=path, **{**SMALL, "num_samples": 30})
+    assert path.read_bytes() == before
