@@ -9,7 +9,11 @@ import pyro
 import pytest
 import torch
 
+import pyro_latentde as lde
+
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    lde.set_num_threads(1)  # the processes share the cores
 
 
 def pytest_addoption(parser):
@@ -17,7 +21,12 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect (not skip) GPU tests unless asked for: a skipped test would look like a missing one."""
+    """Deselect (not skip) GPU tests unless asked for: a skipped test would look like a missing one.
+
+    The files at the top run notebooks and commands and take longest: first, so that no process is alone with one at
+    the end.
+    """
+    items.sort(key=lambda item: len(item.path.parts))
     if config.getoption("--run-gpu"):
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]
