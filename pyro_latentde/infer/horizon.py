@@ -275,7 +275,9 @@ class _Lengthening:
         white = White(u, self.settings.dense_mass)
         batched = BatchedLogJoint(self.whole, _rows(rows), self.engine)
         unit = Metric.identity(u.shape[-1], self.settings.dense_mass)
-        chains = EnsembleChains(white.density(density_of(batched)), white.whiten(rows)[None], self.settings, unit)
+        density, informed = white.density(density_of(batched)), white.has_covariances
+        # particles in many coordinates are few, and copies of each other: the chains learn better scales early on
+        chains = EnsembleChains(density, white.whiten(rows)[None], self.settings, unit, informed=informed)
         iterations = self.settings.num_warmup + self.settings.num_samples
         with Progress(iterations, "lengthen: full horizon", progress) as bar, StopSignal() as stop:
             advance(chains, bar, stop, dict, RunFile(None, 0.0, {}))

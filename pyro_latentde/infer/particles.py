@@ -139,6 +139,9 @@ class White:
     Args:
         u: particles (N, d), float64.
         dense: all covariances, or variances only; variances too with fewer than 3 d particles.
+
+    Attributes:
+        has_covariances: whether it is the former.
     """
 
     def __init__(self, u: Tensor, dense: bool) -> None:
@@ -146,10 +149,11 @@ class White:
         self.mean = u.mean(0)
         centred = (u - self.mean) / math.sqrt(n)
         scale = centred.norm(dim=0).clamp(min=1e-12)
-        root = torch.diag(scale)
+        root, self.has_covariances = torch.diag(scale), False
         if dense and n >= 3 * dim:
             found = torch.linalg.qr(centred, mode="r").R
-            root = found.T if bool((found.diagonal().abs() > 1e-14 * scale).all()) else root
+            self.has_covariances = bool((found.diagonal().abs() > 1e-14 * scale).all())
+            root = found.T if self.has_covariances else root
         self.root = root * root.diagonal().sign()
 
     def whiten(self, u: Tensor) -> Tensor:
