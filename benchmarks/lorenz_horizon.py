@@ -35,9 +35,10 @@ def segments(series: lde.Series, seed: int) -> lde.Posterior:
     rates = {name: draws[name] for name in lorenz.PARAMETERS}
     exact = {"method": "dopri8", "rtol": 1e-10, "atol": 1e-10}
     draws["shots"] = SHOOTING.starts(lorenz.vector_field, draws["z0"], times[:FIRST], rates, **exact)
+    options = {"shooting": SHOOTING, "num_chains": 48, "seed": seed, "progress": False}
     particles = {"start": draws, "horizons": times[FIRST - 1 :], "num_particles": 48, "num_moves": 3}
-    chains = {"num_chains": 48, "num_warmup": 100, "num_samples": 150, "seed": seed, "progress": False}
-    return lde.infer.lengthen(lorenz.model, series, shooting=SHOOTING, **particles, **chains)
+    found = lde.infer.lengthen(lorenz.model, series, num_warmup=5, num_samples=2, **particles, **options)
+    return lde.infer.ensemble_hmc(lorenz.model, series, start=found, num_warmup=120, num_samples=80, **options)
 
 
 def main(last: float = 5.0, seeds: int = 3) -> None:

@@ -29,9 +29,9 @@ little, it does. From what the first six observations say, go on with four segme
     draws = lde.infer.lengthen(lorenz.model, series.window(0, 6)).draws()
     rates = {name: draws[name] for name in lorenz.PARAMETERS}
     draws["shots"] = shooting.starts(lorenz.vector_field, draws["z0"], times[:6], rates, rtol=1e-10, atol=1e-10)
-    posterior = lde.infer.lengthen(
-        lorenz.model, series, shooting=shooting, start=draws, horizons=times[5:], num_particles=64, num_moves=3
-    )
+    few = {"num_particles": 48, "num_moves": 3, "num_chains": 48, "num_warmup": 5, "num_samples": 2}
+    found = lde.infer.lengthen(lorenz.model, series, shooting=shooting, start=draws, horizons=times[5:], **few)
+    posterior = lde.infer.ensemble_hmc(lorenz.model, series, shooting=shooting, start=found, num_chains=48)
 
 References:
     Lorenz, E. N. (1963). Deterministic nonperiodic flow. Journal of the Atmospheric Sciences 20.
@@ -75,7 +75,7 @@ def vector_field(t: Tensor, y: Tensor, p: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([p["sigma"] * (y - x), x * (p["rho"] - z) - y, x * y - p["beta"] * z])
 
 
-def model(series: Series | None = None, times: Tensor | None = None, shooting: Shooting | None = None) -> Tensor:
+def model(series: Series | None = None, times: Tensor | None = None, *, shooting: Shooting | None = None) -> Tensor:
     """Pyro model with the sites sigma, rho, beta, z0 (3,), noise, z (T, 3) and obs (T, 3).
 
     Several series are repeats of one experiment: they share parameters and start, and z and obs are (N, T, 3)

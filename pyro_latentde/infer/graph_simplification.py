@@ -89,6 +89,11 @@ def _fold_constants(graph: fx.GraphModule, results: dict[fx.Node, Any]) -> None:
         inputs_are = all(source in constant for source in node.all_input_nodes)
         if node.op == "get_attr" or (node.op == "call_function" and (inputs_are or node.target in _OF_SHAPES)):
             constant.add(node)
+    # TorchScript refuses outputs that come from no input, so that those which are constant stay computed
+    spared = [node for node in graph.graph.output_node().all_input_nodes if node in constant]
+    for node in spared:
+        spared += [source for source in node.all_input_nodes if source not in spared]
+    constant -= set(spared)
     for number, node in enumerate(list(graph.graph.nodes)):
         # tuples are no attributes of a module; their entries, constants as well, are
         used = any(user not in constant for user in node.users)

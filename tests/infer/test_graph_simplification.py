@@ -40,6 +40,12 @@ def test_of_some_inputs_only_the_shape_is_read():
     assert operations(graph) == ["sin", "add", "add_1"]
 
 
+def test_constant_outputs_are_still_computed_from_the_input():
+    """TorchScript replays no output that is a constant."""
+    graph = simplified(lambda x: (x + 0.0, x.new_zeros(2).long() + 1), X)
+    assert operations(graph) == ["new_zeros", "_to_copy", "add_1"]
+
+
 def test_entries_of_constant_tuples():
     pair = torch.arange(12.0, dtype=torch.float64).reshape(6, 2)
     assert operations(simplified(lambda x: x + pair.unbind(-1)[1].exp(), X)) == ["add"]
