@@ -31,6 +31,8 @@ CANDIDATES = 12  # prior draws of each replication that climb
 SPARE = 64
 CLIMB_STEPS = 100
 SPREAD = 0.1
+# All data sets wait for the one with the longest trajectories: 2**7 leapfrog steps.
+MOST_STEPS, DEPTH = 128, 7
 MOST_ROUNDS = 20
 
 _log = logging.getLogger("pyro_latentde")
@@ -213,7 +215,7 @@ class Replications:
 def fit_by_ensemble(batch: Replications, num_warmup: int, num_samples: int, seed: int) -> Fits:
     """All replications by ensemble HMC, each a group."""
     dense = batch.joint.dim <= DENSE_UP_TO
-    settings = EnsembleSettings(num_warmup, num_samples, dense_mass=dense, seed=seed)
+    settings = EnsembleSettings(num_warmup, num_samples, dense_mass=dense, max_num_steps=MOST_STEPS, seed=seed)
     chains = EnsembleChains(batch.density, batch.starts(seed), settings)
     while not chains.finished:
         chains.iterate()
@@ -226,7 +228,8 @@ def fit_by_nuts(batch: Replications, num_warmup: int, num_samples: int, seed: in
     positions = batch.starts(seed).flatten(0, 1).cpu().numpy()
     total, dim = positions.shape
     records = [ChainRecord(num_warmup + num_samples, dim) for _ in range(total)]
-    settings = {"num_warmup": num_warmup, "num_samples": num_samples, "dense_mass": dim <= DENSE_UP_TO}
+    settings = {"num_warmup": num_warmup, "num_samples": num_samples, "max_tree_depth": DEPTH}
+    settings["dense_mass"] = dim <= DENSE_UP_TO
     rngs = chain_generators(seed, total)
     chains = [run_chain(q.copy(), r, rng, **settings) for q, r, rng in zip(positions, records, rngs, strict=True)]
     active = dict(enumerate(chains))
