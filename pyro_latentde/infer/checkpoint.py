@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_latentde.data.series import Series
 from pyro_latentde.errors import CheckpointError
+from pyro_latentde.posterior.posterior import Posterior
 
 __all__ = ["compare", "describe", "fingerprint", "read", "rng_state", "set_rng_state", "write"]
 
@@ -102,13 +103,16 @@ def _describe(thing: Any, around: tuple[int, ...]) -> str:
         return f"{thing.__module__}.{thing.__qualname__} {_hash_of_function(thing, around)}"
     if isinstance(thing, type) or (callable(thing) and hasattr(thing, "__qualname__")):
         return f"{thing.__module__}.{thing.__qualname__}"
-    text = repr(thing)
-    if not re.search(r" at 0x[0-9a-fA-F]+", text):
-        return text
+    # these first, since the text of a long tensor leaves most of its numbers out
+    if isinstance(thing, Posterior):
+        return fingerprint(thing.samples)
     if isinstance(thing, Mapping):
         return f"{{{', '.join(f'{name!r}: {_describe(value, around)}' for name, value in thing.items())}}}"
     if isinstance(thing, list | tuple):
         return f"[{', '.join(_describe(value, around) for value in thing)}]"
+    text = repr(thing)
+    if not re.search(r" at 0x[0-9a-fA-F]+", text):
+        return text
     public = {name: value for name, value in getattr(thing, "__dict__", {}).items() if not name.startswith("_")}
     inside = ", ".join(f"{name}={_describe(value, around)}" for name, value in public.items())
     return f"{type(thing).__module__}.{type(thing).__qualname__}({inside})"

@@ -112,7 +112,6 @@ def _drop_copies(graph: fx.GraphModule, results: dict[fx.Node, Any]) -> None:
             continue
         source = node.args[0]
         if _gives_input_again(node) and _alike(results.get(source), results[node]):
-            results[source] = results[node]
             node.replace_all_uses_with(source)
 
 

@@ -234,13 +234,21 @@ class _Lengthening:
         missing = [site.name for site in joint.sites if site.name not in start]
         if missing:
             raise LatentDEError(f"lengthen: start has no draws of the latent sites {missing}, got {sorted(start)}.")
-        u = joint.unconstrain({site.name: torch.as_tensor(start[site.name]) for site in joint.sites}).double()
+        draws = {site.name: torch.as_tensor(start[site.name]) for site in joint.sites}
+        wrong = {
+            site.name: f"{tuple(draws[site.name].shape)} for (N, {', '.join(map(str, site.shape))})"
+            for site in joint.sites
+            if tuple(draws[site.name].shape[1:]) != tuple(site.shape)
+        }
+        if wrong:
+            raise LatentDEError(
+                f"lengthen: draws of start have other shapes than the sites up to {horizon:.6g}: {wrong}.\n"
+                "Try: as the first of horizons the last time that the data of start had."
+            )
+        u = joint.unconstrain(draws).double()
         u = u[torch.randperm(len(u), generator=self.generator)[torch.arange(num_particles) % len(u)]]
-        self.density, self.joint, self.horizon = (
-            density_of(BatchedLogJoint(joint, _rows(u), self.engine)),
-            joint,
-            horizon,
-        )
+        self.density = density_of(BatchedLogJoint(joint, _rows(u), self.engine))
+        self.joint, self.horizon = joint, horizon
         good = self.density(u)[0].isfinite()
         if not bool(good.any()):
             raise InitError(explain_failure(joint, u[:200], 0))

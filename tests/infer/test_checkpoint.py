@@ -329,3 +329,13 @@ def test_interval_between_checkpoints(tmp_path):
 
     fit_svi(slow, guide, smooth_series(), num_steps=20, checkpoint=tmp_path, checkpoint_every=0.001, progress=False)
     assert True in sizes and False in sizes[5:]
+
+
+def test_long_starts_are_told_apart_by_all_of_their_numbers():
+    """Their texts are the same: PyTorch leaves out the middle."""
+    one, other = torch.zeros(5000), torch.zeros(5000)
+    other[2500] = 1.0
+    assert repr({"x": one}) == repr({"x": other})
+    assert checkpoint.describe({"x": one}) != checkpoint.describe({"x": other})
+    assert checkpoint.describe([one]) != checkpoint.describe([other])
+    assert checkpoint.describe({"x": one}) == checkpoint.describe({"x": torch.zeros(5000)})

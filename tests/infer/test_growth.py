@@ -75,6 +75,8 @@ def test_a_start_of_the_first_horizon_is_carried_on():
     assert sorted({step["horizon"] for step in posterior.attrs["steps"]}) == [2.0, 3.0, 4.0]
     with pytest.raises(LatentDEError, match=r"start has no draws of the latent sites \['steps'\], got \['x0'\]"):
         lengthen(walk, series_of_walk(), horizons=[1.0, 2.0], start={"x0": draws[:, 0]}, progress=False)
+    with pytest.raises(LatentDEError, match=r"'steps': '\(400, 1\) for \(N, 2\)'"):
+        lengthen(walk, series_of_walk(), horizons=[2.0, 3.0], start=start, progress=False)
 
 
 def test_what_is_there_stays_and_the_rest_is_of_the_prior():
