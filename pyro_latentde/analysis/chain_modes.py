@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm, rankdata
 
 from pyro_latentde.analysis.drawing import BLUE, GREY, VERMILION, new_figure
 from pyro_latentde.analysis.scalars import scalar_draws
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChainReport", "chain_report"]
 
-# Chains whose largest R-hat is below this agree.
-ALIKE = 1.1
+# Chains whose largest R-hat is below these agree, and nearly agree (Vehtari et al. 2021; Gelman et al. 2013).
+ALIKE, NEARLY_ALIKE = 1.01, 1.1
 # Means of chains in different modes are farther apart than this, in sds of the wider: one that visits both is wide.
 _WIDTHS = 2.0
 # Means of chains differ by noise too: by more than so many of its sds only once in a million, were it normal.
@@ -41,7 +42,7 @@ class ChainReport:
         table: a row for each mode, that of the highest log-density first: its ``chains``, ``share`` of them, mean
             ``lp`` where the posterior has it, and for each scalar ``mean`` and ``sd``.
         modes: chains of each mode, in the order of the table.
-        r_hat: scalar -> split R-hat of all chains.
+        r_hat: scalar -> rank-normalised split R-hat of all chains.
         worst: the scalar that tells the modes apart best.
         draws: scalar -> ``(chain, draw)``.
     """
@@ -54,10 +55,12 @@ class ChainReport:
 
     def __str__(self) -> str:
         count = sum(map(len, self.modes))
-        worst = f"R-hat {self.r_hat[self.worst]:.3g} for {self.worst!r}"
+        worst = f"R-hat {self.r_hat[self.worst]:.3f} for {self.worst!r}"
         if len(self.modes) == 1:
-            if self.r_hat.max() < ALIKE:
+            if self.r_hat[self.worst] < ALIKE:
                 return f"The {count} chains agree: largest {worst}."
+            if self.r_hat[self.worst] < NEARLY_ALIKE:
+                return f"The {count} chains nearly agree: largest {worst}; below {ALIKE} is good. Draw longer."
             return f"{worst}, but the {count} chains are not in separate modes: they mix slowly. Draw longer."
         groups = [f"{_numbered(mode)}{self._density(i)}" for i, mode in enumerate(self.modes)]
         lines = [f"{worst}: chains {' and '.join(groups)} are in different modes."]
@@ -141,6 +144,7 @@ def chain_report(posterior: Posterior, names: Sequence[str] | None = None) -> Ch
 
     References:
         Gelman et al., Bayesian Data Analysis, 3rd ed. (2013), section 11.4.
+        Vehtari et al., "Rank-normalization, folding, and localization: an improved R-hat", Bayesian Analysis 16 (2021).
         Yao, Vehtari and Gelman, "Stacking for non-mixing Bayesian computations", JMLR 23 (2022).
 
     Example:
@@ -163,7 +167,7 @@ def chain_report(posterior: Posterior, names: Sequence[str] | None = None) -> Ch
     modes = _components(_apart(x))
     if "lp" in compared:
         modes.sort(key=lambda mode: -np.nan_to_num(compared["lp"][mode], nan=-np.inf, neginf=-np.inf).mean())
-    r_hat = pd.Series(_split_r_hat(np.stack(list(draws.values()), -1)), index=list(draws), name="r_hat")
+    r_hat = pd.Series(_rank_r_hat(np.stack(list(draws.values()), -1)), index=list(draws), name="r_hat")
     rows = []
     for mode in modes:
         row = {("chains", ""): _numbered(mode), ("share", ""): len(mode) / posterior.num_chains}
@@ -177,11 +181,23 @@ def chain_report(posterior: Posterior, names: Sequence[str] | None = None) -> Ch
     return ChainReport(table, tuple(tuple(mode) for mode in modes), r_hat, worst, compared)
 
 
+def _rank_r_hat(x: np.ndarray) -> np.ndarray:
+    """Rank-normalised split R-hat of draws ``(chain, draw, d)``, of the places and of the spreads, ``(d,)``."""
+    folded = np.abs(x - np.median(x, (0, 1)))
+    return np.maximum(*(_split_r_hat(_normal_scores(values)) for values in (x, folded)))
+
+
+def _normal_scores(x: np.ndarray) -> np.ndarray:
+    flat = x.reshape(-1, x.shape[-1])
+    return norm.ppf((rankdata(flat, axis=0) - 0.375) / (len(flat) + 0.25)).reshape(x.shape)
+
+
 def _split_r_hat(x: np.ndarray) -> np.ndarray:
-    """Split R-hat of draws ``(chain, draw, d)``, ``(d,)``."""
+    """Split R-hat of draws ``(chain, draw, d)``, ``(d,)``; where nothing moves, 1 or infinity."""
     means, variances, half = _halves(x)
     within, between = variances.mean((0, 1)), means.reshape(-1, means.shape[-1]).var(0, ddof=1)
-    return _r_hat(within, between, half)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(between > 0, np.sqrt((half - 1) / half + between / within), 1.0)
 
 
 def _apart(x: np.ndarray) -> np.ndarray:
@@ -206,12 +222,6 @@ def _halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     half = x.shape[1] // 2
     halves = np.stack([x[:, :half], x[:, -half:]], 1)
     return halves.mean(2), halves.var(2, ddof=1), half
-
-
-def _r_hat(within: np.ndarray, between: np.ndarray, half: int) -> np.ndarray:
-    """From the mean variance within and the variance of the means; where nothing moves, 1 or infinity."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(between > 0, np.sqrt((half - 1) / half + between / within), 1.0)
 
 
 def _components(apart: np.ndarray) -> list[list[int]]:

@@ -30,8 +30,9 @@ def jacobians_watched() -> Iterator[dict[str, dict[str, Tensor]]]:
     """Collect, for each ``lde`` site that is solved inside, df/dy at a few output times, and the mean step.
 
     Returns:
-        A dict, filled while the model runs: site -> ``jacobian`` ``(R, M, D, D)`` in 1/(unit of time), and
-        ``mean_step`` ``(R,)`` in units of time. Works under ``vmap``.
+        A dict, filled while the model runs: site -> ``jacobian`` ``(R, M, D, D)`` in 1/(unit of time),
+        ``mean_step`` ``(R,)`` in units of time, and ``fixed`` ``()``, whether the user chose the steps. Works under
+        ``vmap``.
     """
     store: dict[str, dict[str, Tensor]] = {}
 
@@ -42,6 +43,7 @@ def jacobians_watched() -> Iterator[dict[str, dict[str, Tensor]]]:
             store[name] = {
                 "jacobian": _jacobian(states, solution, problem),
                 "mean_step": _mean_step(solution, problem),
+                "fixed": torch.tensor(solution.step_size is not None),
             }
 
     with watch_solves(look):

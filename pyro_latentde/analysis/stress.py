@@ -44,12 +44,14 @@ class StressReport:
         parameters: names of the parameter columns.
         causes: cause -> number of draws, most frequent first, without ``"ok"``.
         regions: cause -> the bound that best tells its draws from those that worked, where there is one.
+        fixed_steps: whether the model chose the steps, not the tolerances.
     """
 
     table: pd.DataFrame
     parameters: tuple[str, ...]
     causes: dict[str, int]
     regions: dict[str, Region]
+    fixed_steps: bool = False
 
     @property
     def failed(self) -> int:
@@ -96,6 +98,8 @@ class StressReport:
             return []
         text = f"Stiffness ratio: median {ratio.median():.3g}, 99 % {ratio.quantile(0.99):.3g}. "
         share = float((limited > STABILITY_LIMIT).mean())
+        if self.fixed_steps:
+            return [text + f"The fixed steps are longer than stability allows in {100 * share:.0f} % of the draws."]
         if share < 0.01:
             return [text + "Explicit methods fit: accuracy sets the steps."]
         return [
@@ -180,7 +184,9 @@ def stress_test(
     counts = {name: int(count) for name, count in table["cause"].value_counts().items() if name != "ok"}
     worked = (table["cause"] == "ok").to_numpy()
     regions = {name: best_region(columns, (table["cause"] == name).to_numpy(), against=worked) for name in counts}
-    return StressReport(table, tuple(columns), counts, {name: r for name, r in regions.items() if r is not None})
+    regions = {name: region for name, region in regions.items() if region is not None}
+    fixed = any(bool(value.any()) for key, value in found.items() if key.startswith("fixed:"))
+    return StressReport(table, tuple(columns), counts, regions, fixed)
 
 
 def _look_at(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Callable[[Draw], dict[str, Tensor]]:

@@ -109,7 +109,10 @@ def draw_latents(
 
     def one(_: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with pyro.validation_enabled(False):
-            trace = poutine.trace(poutine.uncondition(fn)).get_trace(*args, **kwargs)
+            try:
+                trace = poutine.trace(poutine.uncondition(fn)).get_trace(*args, **kwargs)
+            except NotImplementedError:  # a law that scores its data and cannot draw others, as that of given events
+                trace = poutine.trace(fn).get_trace(*args, **kwargs)
         return {
             name: node["value"]
             for name, node in trace.nodes.items()

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_latentde.errors import LatentDEError
 from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
@@ -60,6 +61,7 @@ def ode(
     Raises:
         SolveError: If rows fail and no Pyro handler is active, or for settings that cannot be met.
         ShapeError: For shapes, dtypes or devices that do not fit.
+        LatentDEError: For a ``shooting`` of another type.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, pyro_latentde as lde
@@ -70,6 +72,10 @@ def ode(
         torch.Size([5, 1])
     """
     if shooting is not None:
+        if not hasattr(shooting, "trajectory"):
+            raise LatentDEError(
+                f"ode {name!r}: shooting: expected models.Shooting(length, sd), got {type(shooting).__name__}."
+            )
         keywords = {**settings, "event_dims": event_dims}
         return shooting.trajectory(name, f, y0, torch.as_tensor(times), params, states, keywords, t0=t0)
     with named_errors(name):

@@ -7,13 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from benchmarks.calibration_study import coarse_sgld, momenta_doubled
 from pyro_latentde.analysis import calibration
 from pyro_latentde.analysis.rank_tests import anderson_darling, rank_p_value, uniform_band
 from pyro_latentde.analysis.sbc import _meaning
 from pyro_latentde.errors import LatentDEError, SolveError
-from pyro_latentde.infer.ensemble_chains import EnsembleChains, EnsembleSettings
-from pyro_latentde.infer.replications import Fits
-from pyro_latentde.infer.sgmcmc_kernels import Langevin
 from pyro_latentde.sites.ode_site import ode
 
 TIMES = torch.linspace(0.0, 3.0, 6, dtype=torch.float64)
@@ -46,32 +44,7 @@ def test_right_samplers_pass(method):
     assert np.abs(found.table["coverage80"] - 0.8).max() < 4 * 0.035
 
 
-def with_noise_doubled(batch, num_warmup, num_samples, seed):
-    """Ensemble HMC whose momenta are twice too large."""
-    chains = EnsembleChains(batch.density, batch.starts(seed), EnsembleSettings(num_warmup, num_samples, seed=seed))
-    random = chains._random
-    chains._random = lambda: (2.0 * random()[0], random()[1])
-    while not chains.finished:
-        chains.iterate()
-    return Fits(chains.draws.permute(1, 2, 0, 3), 0, 0)
-
-
-def coarse_langevin(batch, num_warmup, num_samples, seed):
-    """SGLD on all data with a step that is not small against the posterior's variance."""
-    kernel, rng, draws = Langevin(), np.random.default_rng(seed), []
-    u = batch.starts(seed).flatten(0, 1)
-    never, grad = np.zeros(len(u), bool), batch.density(u)[1]
-    for i in range(num_warmup + num_samples):
-        proposed = torch.from_numpy(kernel.move(u.numpy(), grad.numpy(), 0.1, rng.standard_normal(u.shape), never))
-        lp, there, _, _ = batch.density(proposed)
-        good = lp.isfinite()[:, None]
-        u, grad = torch.where(good, proposed, u), torch.where(good, there, grad)
-        if i >= num_warmup:
-            draws.append(u.unflatten(0, (batch.num_groups, batch.num_chains)))
-    return Fits(torch.stack(draws, dim=2), 0, 0)
-
-
-@pytest.mark.parametrize("wrong", [with_noise_doubled, coarse_langevin])
+@pytest.mark.parametrize("wrong", [momenta_doubled, coarse_sgld])
 def test_wrong_samplers_are_rejected(wrong):
     found = calibration(decay, tensor([0.0] * 6), method=wrong, **SMALL)
     assert not found.passed(LEVEL)

@@ -59,6 +59,17 @@ def test_a_bound_on_a_product_is_found():
     assert region.threshold == pytest.approx(2, abs=0.1)
 
 
+def test_fixed_steps_are_the_models_own():
+    def fixed(rate):
+        c = pyro.sample("c", dist.LogNormal(torch.zeros(()).double(), 0.1))
+        one = torch.ones(1).double()
+        lde.ode("z", lambda t, y, c: -rate * c * y, one, TIMES, c, method="rk4", step_size=0.25)
+
+    fits, breaks = (str(stress_test(fixed, rate, num_draws=40)) for rate in (1.0, 100.0))
+    assert "fixed steps are longer than stability allows in 0 % of the draws" in fits
+    assert "in 100 % of the draws" in breaks
+
+
 def test_steps_agree_with_the_solver_and_stiffness_with_the_eigenvalues():
     report = stress_test(stiff, torch.zeros(4, 2).double(), num_draws=50)
     assert report.failed == 0 and not report.regions

@@ -7,6 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
+import pyro_latentde as lde
+from pyro_latentde.analysis import stress_test
+from pyro_latentde.data import EventTimes
 from pyro_latentde.errors import LatentDEError
 from pyro_latentde.infer import prior
 
@@ -34,6 +37,19 @@ def test_data_upstream_of_a_latent_site_are_not_looked_at():
 
     values = prior(chain, torch.tensor(50.0).double(), num_samples=2000)["second"][0].numpy()
     assert stats.kstest(values, stats.norm(0, 2**0.5).cdf).pvalue > 1e-4
+
+
+def test_a_law_that_cannot_draw_keeps_its_data():
+    """Poisson events are scored at the times given; the prior of the rate is the same with them."""
+    data = EventTimes.from_lists([[0.2, 0.7], [0.5]], start=0.0, end=1.0)
+
+    def events(data):
+        rate = pyro.sample("rate", dist.LogNormal(torch.zeros(()).double(), 1.0))
+        lde.events("e", lambda t, z, p: p + 0 * z, lambda t, z, p: z[0], torch.zeros(2, 1).double(), data, rate)
+
+    values = prior(events, data, num_samples=500)["rate"][0].log().numpy()
+    assert stats.kstest(values, stats.norm(0, 1).cdf).pvalue > 1e-4
+    assert stress_test(events, data, num_draws=20).failed == 0
 
 
 def test_seed():
