@@ -4,9 +4,12 @@
 import logging
 from collections import Counter
 from contextlib import ContextDecorator
+from textwrap import shorten
 from types import TracebackType
 
 __all__ = ["WarnOnce"]
+
+_WIDTH = 70  # of the first message, where it is told how many more there were
 
 
 class WarnOnce(ContextDecorator):
@@ -29,6 +32,7 @@ class WarnOnce(ContextDecorator):
 
     def __enter__(self) -> "WarnOnce":
         self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
         self._log.addFilter(self._is_first)
         return self
 
@@ -38,10 +42,12 @@ class WarnOnce(ContextDecorator):
         self._log.removeFilter(self._is_first)
         for message, count in self._counts.items():
             if count > 1:
-                self._log.warning("%d more warnings like %r", count - 1, message)
+                self._log.warning("%d more warnings like %r", count - 1, shorten(self._first[message], _WIDTH))
 
     def _is_first(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        self._counts[str(record.msg)] += 1
-        return self._counts[str(record.msg)] == 1
+        message = str(record.msg)
+        self._counts[message] += 1
+        self._first.setdefault(message, record.getMessage())
+        return self._counts[message] == 1
