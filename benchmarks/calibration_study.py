@@ -33,6 +33,7 @@ LEVEL = 1e-3  # false alarms of the verdict on one study
 COARSE_STEPS = {"lotka_volterra": 2e-3, "outbreaks": 4e-3}
 SETTINGS = {
     "nuts": {"num_chains": 3, "num_warmup": 200, "num_samples": 120},
+    "momenta_doubled": {"num_chains": 8, "num_warmup": 150, "num_samples": 50},
     "coarse_sgld": {"num_chains": 8, "num_warmup": 1000, "num_samples": 500},
 }
 USUAL = {"num_chains": 12, "num_warmup": 250, "num_samples": 100}
