@@ -30,7 +30,7 @@ __all__ = ["coarse_sgld", "main", "momenta_doubled"]
 
 LEVEL = 1e-3  # false alarms of the verdict on one study
 # not small against the posterior's variances in unconstrained coordinates, about .001 and .003
-COARSE_STEPS = {"lotka_volterra": 2e-3, "outbreaks": 4e-3}
+COARSE_STEPS = {"lotka_volterra": 1e-3, "outbreaks": 4e-3}
 SETTINGS = {
     "nuts": {"num_chains": 3, "num_warmup": 200, "num_samples": 120},
     "momenta_doubled": {"num_chains": 8, "num_warmup": 150, "num_samples": 50},
