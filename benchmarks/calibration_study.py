@@ -34,7 +34,7 @@ COARSE_STEPS = {"lotka_volterra": 1e-3, "outbreaks": 4e-3}
 SETTINGS = {
     "nuts": {"num_chains": 3, "num_warmup": 200, "num_samples": 120},
     "momenta_doubled": {"num_chains": 8, "num_warmup": 150, "num_samples": 50},
-    "coarse_sgld": {"num_chains": 8, "num_warmup": 1000, "num_samples": 500},
+    "coarse_sgld": {"num_chains": 8, "num_warmup": 500, "num_samples": 250},
 }
 USUAL = {"num_chains": 12, "num_warmup": 250, "num_samples": 100}
 
@@ -72,7 +72,7 @@ def _counts(data: torch.Tensor) -> None:
     medians = {"alpha": -0.125, "beta": -3.0, "gamma": -0.125, "delta": -3.0}
     p = {name: pyro.sample(name, dist.LogNormal(data.new_tensor(at), 0.5)) for name, at in medians.items()}
     times = torch.linspace(0.0, 18.9, 10, dtype=data.dtype)
-    z = lde.ode("z", lotka_volterra.vector_field, data.new_tensor([30.0, 1.0]), times, p)
+    z = lde.ode("z", lotka_volterra.vector_field, data.new_tensor([30.0, 1.0]), times, p, max_steps=1000)
     pyro.sample("obs", dist.LogNormal(z.clamp(min=1e-7).log(), 0.1).to_event(2), obs=data)
 
 
