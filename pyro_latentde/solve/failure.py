@@ -14,6 +14,7 @@ __all__ = ["failure_message"]
 _ADVICE = {
     Status.MAX_STEPS: "raise max_steps, loosen rtol, or look whether these parameters make the system stiff",
     Status.UNDERFLOW: "look whether the solution blows up or the system is stiff at these parameters",
+    Status.NO_CONVERGENCE: "take smaller steps, or leave step_size out so that the tolerances choose them",
     Status.NON_FINITE: "look for a logarithm, root or division that leaves its domain at these parameters",
 }
 

@@ -111,7 +111,8 @@ def odesolve(
         return _at(t, f, y0, params, first, settings, engine_name, event_dims)
 
     def steps() -> Tensor:
-        return _accepted(problems, engine_name, settings).unflatten(0, tuple(batch) or (1,)).reshape(*batch, -1)
+        found = _accepted(problems, engine_name, settings)
+        return found.reshape(*batch, *found.shape[1:])
 
     return Solution(
         ys=state.unflatten(ys),
@@ -249,7 +250,7 @@ def _span(low: Tensor, high: Tensor) -> str:
 
 
 def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> Tensor:
-    """Step sizes ``(R, N)`` of a solve, found by solving once more."""
+    """The steps of a solve as they can be taken again, ``(R, N)`` or ``(R, N, 2)``, found by solving once more."""
     from pyro_latentde.solve.step_store import find_steps
 
     if len(problems) > 1:
@@ -261,4 +262,4 @@ def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> 
         function = _function(problem, engine, settings, True)
         _, report = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
         found = find_steps(report)
-    return torch.from_numpy(found.sizes()).to(problem.tensors[0]) if engine == "fused" else found.h
+    return torch.from_numpy(found.plan()).to(problem.tensors[0]) if engine == "fused" else found.h

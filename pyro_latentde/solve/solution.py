@@ -24,6 +24,7 @@ class Status(enum.IntEnum):
     UNDERFLOW = 2
     NON_FINITE = 3
     NON_FINITE_GRADIENT = 4
+    NO_CONVERGENCE = 5
 
     @property
     def sentence(self) -> str:
@@ -36,6 +37,7 @@ _SENTENCES = {
     Status.UNDERFLOW: "step size underflow",
     Status.NON_FINITE: "non-finite state",
     Status.NON_FINITE_GRADIENT: "non-finite gradient",
+    Status.NO_CONVERGENCE: "Newton's method did not converge",
 }
 
 
@@ -98,7 +100,8 @@ class Solution:
     @property
     def steps(self) -> Tensor:
         """Signed sizes of the accepted steps of every row, ``(*batch, N)``, padded with 0; for ``replay=``."""
-        return self._steps()
+        steps = self._steps()
+        return steps if steps.ndim == self.status.ndim + 1 else steps[..., 0]
 
     def at(self, t: Tensor | float) -> Any:
         r"""The states at other times in the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.

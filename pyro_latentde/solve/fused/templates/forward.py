@@ -130,7 +130,7 @@ def _next_step(method: Method, at: WorkLayout) -> str:
                     last = True
                 elif 2.0 * abs(h) > abs(remaining):
                     h = 0.5 * remaining
-                if not last and abs(h) < 16.0 * 2.220446049250313e-16 * max(abs(t), abs(t_end)):
+                if not last and abs(h) < max(16.0 * 2.220446049250313e-16 * abs(t), 1e-300):
                     code = 3 if unfinished else 2
                     break
             else:

@@ -56,7 +56,7 @@ if rate < 0.0:
     for i in range({d}):
         unfinished = unfinished or not abs(w[{at.ys} + i]) < np.inf
     if mode != 0:
-        code = 3 if unfinished else 5
+        code = 5
         break
     if fresh:
         h = 0.25 * h

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``method="auto"``: explicit steps until stability bounds them, implicit ones until it would not.
 
-An explicit step says how fast the fastest decay is by two stages at the same time, |f(Y7) - f(Y6)| / |Y7 - Y6|, an
-implicit one by a norm of the Jacobian that it has anyway.
+``solve/trial.py`` says how it is told.
 
 References:
-    Hairer, Wanner, Solving Ordinary Differential Equations II, 2nd ed., Springer 1996, IV.2 (stiffness detection).
     Shampine, Type-insensitive ODE codes based on implicit A-stable formulas, Math. Comp. 36 (1981) 499.
 """
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, combine
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.trial import BOUND, CALM, PATIENCE
 
-__all__ = ["BOUND", "CALM", "PATIENCE", "back_to_explicit", "switch"]
-
-BOUND = 3.0  # step times decay rate from which on stability bounds an explicit step; its limit is about 3.3
-CALM = 1.0  # below it an explicit step of this size would be stable with room to spare
-PATIENCE = {"explicit": 8, "implicit": 4}  # such steps, one after the other, until a row switches
+__all__ = ["back_to_explicit", "switch"]
 
 
 def switch(method: Method, at: WorkLayout, d: int) -> str:
@@ -38,8 +33,9 @@ elif mode == 0:
     bend = 0.0
     apart = 0.0
     for i in range({d}):
-        bend += (w[{seventh} + i] - w[{sixth} + i]) ** 2
-        apart += (w[{at.y_new} + i] - w[{at.y} + i] - h * ({combine(method.a[5], str(at.k), d)})) ** 2
+        scale = atol + rtol * max(abs(w[{at.y} + i]), abs(w[{at.y_new} + i]))
+        bend += ((w[{seventh} + i] - w[{sixth} + i]) / scale) ** 2
+        apart += ((w[{at.y_new} + i] - w[{at.y} + i] - h * ({combine(method.a[5], str(at.k), d)})) / scale) ** 2
     if bend * h * h > {BOUND!r} ** 2 * apart:
         hints += 1
     else:
