@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.methods import get_method
+
 __all__ = ["Solution", "Status"]
 
 
@@ -102,6 +104,14 @@ class Solution:
         """Signed sizes of the accepted steps of every row, ``(*batch, N)``, padded with 0; for ``replay=``."""
         steps = self._steps()
         return steps if steps.ndim == self.status.ndim + 1 else steps[..., 0]
+
+    @property
+    def implicit(self) -> Tensor:
+        """Which accepted steps were implicit, ``(*batch, N)`` bool, False beyond the last step of a row."""
+        steps = self._steps()
+        if steps.ndim > self.status.ndim + 1:
+            return steps[..., 1] > 0
+        return (steps != 0) & (get_method(self.method).kind == "implicit")
 
     def at(self, t: Tensor | float) -> Any:
         r"""The states at other times in the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.
