@@ -108,6 +108,7 @@ def newton(t: float, hg: float, k: int, exact: bool, rtol: float, atol: float, g
            o: Ints) -> float:
     rate = 0.0
     last = 0.0
+    w[{at.info} + 1] = max(w[{at.info} + 1], 1e-16) ** 0.8  # a rate is trusted less the older it is
     most = {MOST_EXACT} if exact else {MOST}
     for m in range(most):
         w[{at.info}] += 1.0
@@ -138,7 +139,7 @@ def newton(t: float, hg: float, k: int, exact: bool, rtol: float, atol: float, g
             if norm < 100.0 or (m > 1 and norm >= last and norm < 1e4):
                 return rate
         elif m == 0:
-            if max(w[{at.info} + 1], 1e-16) ** 0.8 * norm < goal:
+            if w[{at.info} + 1] * norm < goal:
                 return rate
         else:
             ratio = norm / last
