@@ -282,7 +282,6 @@ _DOPRI8 = _explicit(
 )
 
 
-
 def _esdirk(
     name: str,
     order: int,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.explain import explain
 from pyro_latentde.solve.methods import get_method
 
 __all__ = ["Solution", "Status"]
@@ -78,6 +79,12 @@ class Solution:
     _report: Tensor = field(repr=False)
     _again: Callable[[Tensor], Any] = field(repr=False)
     _steps: Callable[[], Tensor] = field(repr=False)
+    _start: Tensor = field(repr=False)
+    _decay: Callable[[int], float] = field(repr=False)
+
+    def __str__(self) -> str:
+        """What the solve did: steps, rejections, switches, the smallest step and where, and what to try."""
+        return explain(self)
 
     @property
     def status(self) -> Tensor:

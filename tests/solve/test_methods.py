@@ -25,7 +25,15 @@ INTERPOLANT_ORDER = {
     "kvaerno3": 3,
     "trbdf2": 2,
 }
-ERROR_ROWS = {"tsit5": (4,), "dopri5": (4,), "dopri8": (5, 3), "bosh3": (2,), "heun": (1,), "kvaerno5": (4,), "kvaerno3": (2,)}
+ERROR_ROWS = {
+    "tsit5": (4,),
+    "dopri5": (4,),
+    "dopri8": (5, 3),
+    "bosh3": (2,),
+    "heun": (1,),
+    "kvaerno5": (4,),
+    "kvaerno3": (2,),
+}
 SINGLE = {name: method for name, method in METHODS.items() if method.stiff is None}
 methods = pytest.mark.parametrize("method", SINGLE.values(), ids=SINGLE)
 

@@ -47,7 +47,9 @@ def test_error_follows_the_tolerance(method, references):
     """A hundredth of the tolerance: at most a fifth of the error, for orders 2 to 5 of an error per step."""
     right = references["orego"]
     errors = [
-        np.abs(solve(PROBLEMS["orego"], method, rtol=rtol, atol=1e-3 * rtol, max_steps=100_000).ys.numpy() / right - 1).max()
+        np.abs(
+            solve(PROBLEMS["orego"], method, rtol=rtol, atol=1e-3 * rtol, max_steps=100_000).ys.numpy() / right - 1
+        ).max()
         for rtol in (1e-5, 1e-7)
     ]
     assert errors[1] < 0.2 * errors[0]
@@ -216,7 +218,9 @@ def test_a_failed_row_leaves_its_neighbours_alone():
     k = tensor([0.5, 2.0]).requires_grad_()
     for engine in ("fused", "torch"):
         times = tensor([0.0, 1.0])
-        solution = odesolve(blow_up, torch.ones(2, 1).double(), times, k, method="kvaerno5", on_failure="nan", engine=engine)
+        solution = odesolve(
+            blow_up, torch.ones(2, 1).double(), times, k, method="kvaerno5", on_failure="nan", engine=engine
+        )
         assert solution.ok.tolist() == [True, False]
         assert solution.ys[0, -1].item() == pytest.approx(2.0, rel=1e-5)  # 1 / (1 - k t)
         (gradient,) = torch.autograd.grad(solution.ys[:, -1].nansum(), k)
@@ -236,3 +240,20 @@ def test_newton_that_does_not_converge_is_told(engine):
 def test_auto_takes_no_step_size():
     with pytest.raises(SolveError, match="takes no step_size=. Give 'kvaerno5'"):
         odesolve(van_der_pol, tensor([2.0, 0.0]), tensor([0.0, 1.0]), tensor(1.0), method="auto", step_size=0.1)
+
+
+def test_a_solution_explains_itself():
+    mu, times = tensor([0.5, 200.0]), tensor([0.0, 10.0])
+    y0 = tensor([[2.0, 0.0], [2.0, 0.0]])
+    told = str(odesolve(van_der_pol, y0, times, mu, method="tsit5"))
+    explicit = odesolve(van_der_pol, y0[1], times, mu[1], method="tsit5")
+    assert f"{int(explicit.stats['n_accepted'])} of a row (most: row 1)" in told
+    assert "Stability bounds the steps: in row 1" in told and 'method="auto"' in told
+    # the fastest decay is mu (y^2 - 1), 600 at y = 2
+    assert "the fastest decay (600 per unit of time)" in told
+    easy = str(odesolve(van_der_pol, y0[0], times, mu[0], method="tsit5"))
+    assert "Stability" not in easy and "1 row(s), all solved" in easy
+    both = odesolve(van_der_pol, y0, times, mu, method="auto")
+    assert "in 1 row(s), 1 switches" in str(both)
+    smallest = both.steps[both.steps != 0].abs().min()
+    assert f"Smallest step: {float(smallest):.3g} at t = " in str(both)

@@ -209,9 +209,7 @@ def _field_jac(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     return body.function(head, "return 0.0"), body
 
 
-def field_source(
-    graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False
-) -> FieldSource:
+def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False) -> FieldSource:
     """Write out ``dy/dt = f(t, y, p)`` and its vector-Jacobian product, or (``tangent``) its Jacobian-vector product.
 
     Args:

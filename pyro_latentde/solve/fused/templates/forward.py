@@ -256,7 +256,11 @@ def _record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: 
     if method.kind == "explicit":
         return ""
     end = stages * d
-    rest = f"\nfor i in range({end}, {at.stages * d}):\n    buf[{record} + {2 + d} + i] = 0.0" if end < at.stages * d else ""
+    rest = (
+        f"\nfor i in range({end}, {at.stages * d}):\n    buf[{record} + {2 + d} + i] = 0.0"
+        if end < at.stages * d
+        else ""
+    )
     kept = f"for i in range({end}):\n    buf[{record} + {2 + d} + i] = w[{at.k} + i]{rest}"
     if method.kind == "switching" and stages > 1:
         kept = f"if stiff:\n    {indent(kept, 1)}"

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["WorkLayout", "blend", "combine", "indent", "interpolant", "record_width", "stage", "stage_rows", "work_size"]
+__all__ = [
+    "WorkLayout",
+    "blend",
+    "combine",
+    "indent",
+    "interpolant",
+    "record_width",
+    "stage",
+    "stage_rows",
+    "work_size",
+]
 
 
 def indent(text: str, levels: int) -> str:
