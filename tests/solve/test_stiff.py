@@ -109,7 +109,7 @@ def test_gradients_of_rober_against_central_differences_at_a_finer_tolerance(met
 
 @pytest.mark.parametrize("method", STIFF)
 def test_gradients_are_exact_for_the_steps_and_the_engines_agree(method):
-    """Loose tolerance, the same steps again: central differences to 1e-7, forward mode and the other engine to 1e-11."""
+    """Loose tolerance, the same steps: central differences to 1e-7, forward mode and the other engine to 1e-11."""
     mu, y0 = tensor([3.0, 30.0]), tensor([[2.0, 0.0], [2.0, 0.0]])
     times = torch.linspace(0, 4, 5).double()
     steps = odesolve(van_der_pol, y0, times, mu, method=method, rtol=1e-4)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers of the implicit kernels: small dense LU, and simplified Newton for one stage.
 
-A stage solves z = h gamma f(t, base + z) by z += (I - h gamma J)^-1 (h gamma f(base + z) - z), with a Jacobian J of this
-or an earlier step. In the norm of the error test, increments shrink by a rate; what is left after the last of them is
-rate / (1 - rate) times its size.
+A stage solves z = h gamma f(t, base + z) by z += (I - h gamma J)^-1 (h gamma f(base + z) - z), with a Jacobian J of
+this or an earlier step. In the norm of the error test, increments shrink by a rate; what is left after the last of them
+is rate / (1 - rate) times its size.
 
 References:
     Hairer, Wanner, Solving Ordinary Differential Equations II, 2nd ed., Springer 1996, IV.8.
@@ -93,7 +93,7 @@ def lu_solve_transposed(w: Floats, a: int, pivots: int, x: int) -> float:
 
 
 def _newton(at: WorkLayout, d: int) -> str:
-    """``newton`` leaves Y in ``ys``, the slope in ``k``, iterations in ``info``; -1 is no convergence, else the rate."""
+    """``newton`` leaves Y in ``ys``, the slope in ``k``, iterations in ``info``; gives the rate, -1 if it diverges."""
     return f"""
 
 def newton_matrix(hg: float, w: Floats) -> float:
