@@ -65,9 +65,8 @@ def main() -> None:
         done = subprocess.run([python, script], input=task, capture_output=True, text=True, check=True)
         told = json.loads(done.stdout.strip().splitlines()[-1])
         ratio = told["seconds"] / ours["kvaerno5", rows]
-        print(
-            f"diffrax    {rows:3d} rows: value and gradient {1e3 * told['seconds']:8.2f} ms, {ratio:.0f} x kvaerno5 here"
-        )
+        told_ms = 1e3 * told["seconds"]
+        print(f"diffrax    {rows:3d} rows: value and gradient {told_ms:8.2f} ms, {ratio:.0f} times kvaerno5 here")
 
 
 if __name__ == "__main__":
