@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.sites.solve_probe import watch_solves
-from pyro_latentde.solve.engines import batched_field
 from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.solution import Solution
+from pyro_latentde.solve.stiffness import jacobians_along
 
 __all__ = ["jacobians_watched", "stiffness_of"]
 
 # A Jacobian of more states costs more than the solve, and its table of eigenvalues says little.
 MOST_STATES = 50
-_MOMENTS = 5
 # Smaller parts of the largest eigenvalue are zero up to rounding: a conserved quantity, or a pure oscillation.
 _ZERO = 1e-6
 
@@ -41,7 +40,7 @@ def jacobians_watched() -> Iterator[dict[str, dict[str, Tensor]]]:
         if states.shape[-1] <= MOST_STATES:
             problem = pose(*arguments)[0]
             store[name] = {
-                "jacobian": _jacobian(states, solution, problem),
+                "jacobian": jacobians_along(problem, states.reshape(-1, *states.shape[-2:])),
                 "mean_step": _mean_step(solution, problem),
                 "fixed": torch.tensor(solution.step_size is not None),
             }
@@ -73,17 +72,6 @@ def stiffness_of(jacobian: Tensor) -> tuple[np.ndarray, np.ndarray]:
     none = unknown.all(-1)
     ratio, decay = (np.where(unknown, -np.inf, x).max(-1) for x in (ratio, decay))
     return np.where(none, np.nan, ratio), np.where(none, np.nan, decay)
-
-
-def _jacobian(states: Tensor, solution: Solution, problem: Problem) -> Tensor:
-    length, size = states.shape[-2:]
-    at = torch.linspace(0, length - 1, min(_MOMENTS, length)).round().long().tolist()
-    rows = states.reshape(-1, length, size)
-    times = solution.times.expand(*problem.batch, length).reshape(-1, length)
-    field = batched_field(problem)(problem.tensors[3:], problem.shared[3:])
-    # rows do not touch each other, so the sum over rows has each row's own derivative
-    found = [torch.func.jacrev(lambda y, t=times[:, m]: field(t, y).sum(0))(rows[:, m]).transpose(0, 1) for m in at]
-    return torch.stack(found, 1)
 
 
 def _mean_step(solution: Solution, problem: Problem) -> Tensor:

@@ -104,8 +104,8 @@ class StressReport:
             return [text + "Explicit methods fit: accuracy sets the steps."]
         return [
             f"{text}In {100 * share:.0f} % of the draws stability sets the steps, not accuracy: the system is stiff "
-            "there, and an explicit method takes many steps. Try: tighter priors on the fast rates, or an equation in "
-            "which the fast states are at equilibrium."
+            'there, and an explicit method takes many steps. Try: method="auto" or "kvaerno5", tighter priors on the '
+            "fast rates, or an equation in which the fast states are at equilibrium."
         ]
 
     def plot(self) -> Figure:

@@ -5,7 +5,7 @@ Error norm: e = sqrt(mean_D((err / (atol + rtol max(|y|, |y_new|)))^2)); DOP853:
 A trial is accepted iff e <= 1 and everything it computed is finite. Controller, with k = error_order:
 
     accepted   h *= 0.9 e^(-0.7/k) e_prev^(0.4/k), within [0.2, 10]; at most 1 after a rejection
-    rejected   h *= max(0.2, 0.9 e^(-1/k)); 0.2 if the trial was not finite
+    rejected   h *= max(0.2, 0.9 e^(-1/k)); 0.2 if the trial was not finite, 0.25 if Newton's method did not converge
 
 References:
     Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 2nd ed., Springer 1993, II.4.
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, UNDERFLOW, RowSolution
-from pyro_latentde.solve.runge_kutta import accepts_rows, dense_stages, interpolate, main_stages, restrict
+from pyro_latentde.solve.runge_kutta import accepts_rows, dense_stages, interpolate, restrict
+from pyro_latentde.solve.trial import rms, switches, take_trial
 
 __all__ = ["solve_adaptive"]
 
@@ -53,6 +54,9 @@ class _Rows:
     error: Tensor
     rejected: Tensor
     broken: Tensor
+    stiff: Tensor
+    hints: Tensor
+    kind: Tensor
     cursor: Tensor
     times: Tensor
     direction: Tensor
@@ -81,7 +85,7 @@ class _Adaptive:
         self.status, self.accepted, self.refused, self.evals = (
             torch.zeros(self.n_rows, dtype=torch.int64, device=y0.device) for _ in range(4)
         )
-        self.trials, self.steps = 0, times.new_zeros(self.n_rows, 64)
+        self.trials, self.steps = 0, times.new_zeros(self.n_rows, 64, 2)
         at_start = times == t0[:, None]
         self.ys = torch.where(at_start[..., None], y0[:, None], torch.nan)
         self.rows = self._first_rows(y0, times, t0, at_start)
@@ -90,7 +94,8 @@ class _Adaptive:
         while (trial := self._next_trial()) is not None:
             self._attempt(*trial)
         longest = int(self.accepted.max()) if self.n_rows else 0
-        steps = self.steps[:, :longest].contiguous()
+        steps = self.steps[:, :longest] if self.method.stiff is not None else self.steps[:, :longest, 0]
+        steps = steps.contiguous()
         return RowSolution(self.ys, self.status, self.accepted, self.refused, self.evals, steps)
 
     def _first_rows(self, y0: Tensor, times: Tensor, t0: Tensor, at_start: Tensor) -> _Rows:
@@ -104,16 +109,17 @@ class _Adaptive:
         direction = torch.where(span < 0, -1.0, 1.0).to(times)
         h = direction * self._first_step(t0, y0, k1, span, direction) if bool(live.any()) else span
         row, one = torch.arange(len(y0), device=y0.device), torch.ones_like(t0)
-        return _Rows(row, live, t0, y0, h, k1, one, flag, flag, at_start.sum(1), times, direction)
+        zero, kind = torch.zeros_like(row), torch.full_like(t0, 2.0)  # a first stage that is f(t, y)
+        return _Rows(row, live, t0, y0, h, k1, one, flag, flag, flag, zero, kind, at_start.sum(1), times, direction)
 
     def _first_step(self, t0: Tensor, y0: Tensor, k1: Tensor, span: Tensor, direction: Tensor) -> Tensor:
         """Size of the first step (Hairer, Norsett, Wanner I, II.4, as in SciPy's ``select_initial_step``)."""
         scale = self.atol + self.rtol * y0.abs()
-        d0, d1 = _rms(y0 / scale), _rms(k1 / scale)
+        d0, d1 = rms(y0 / scale), rms(k1 / scale)
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).to(t0)
         h0 = torch.minimum(h0, span.abs())
         ahead = self.field(t0 + direction * h0, y0 + (direction * h0).to(y0)[:, None] * k1)
-        d2 = _rms((ahead - k1) / scale) / h0
+        d2 = rms((ahead - k1) / scale) / h0
         flat = (d1 <= 1e-15) & (d2 <= 1e-15)
         h1 = (0.01 / torch.maximum(d1, d2)) ** (1 / self.method.error_order)
         h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), h1.to(t0))
@@ -129,7 +135,7 @@ class _Adaptive:
         final = s.h.abs() >= remaining.abs()
         h = torch.where(2 * s.h.abs() > remaining.abs(), remaining / 2, s.h)
         h = torch.where(final, remaining, h)
-        smallest = 16 * torch.finfo(s.t.dtype).eps * torch.maximum(s.t.abs(), end.abs())
+        smallest = (16 * torch.finfo(s.t.dtype).eps * s.t.abs()).clamp(min=torch.finfo(s.t.dtype).tiny)
         spent = s.live & (self.accepted[s.row] + self.refused[s.row] >= self.max_steps)
         stuck = s.live & ~spent & ~final & (h.abs() < smallest)
         self.status[s.row[spent]] = MAX_STEPS
@@ -146,12 +152,13 @@ class _Adaptive:
 
     def _attempt(self, h: Tensor, final: Tensor) -> None:
         s, method = self.rows, self.method
-        k, y_new = main_stages(self.field, method, s.t, s.y, h, s.k1)
-        error = self._error_norm(h, s.y, y_new, k)
+        control = (self.rtol, self.atol)
+        trial = take_trial(self.field, method, s.t, s.y, h, s.k1, s.stiff, control)
+        k, y_new, error = trial.k, trial.y_new, trial.error
         finite = torch.isfinite(error) & torch.isfinite(y_new).all(1)
         if method.fsal:
             finite &= torch.isfinite(k[-1]).all(1)
-        accept = s.live & finite & (error <= 1)
+        accept = s.live & finite & trial.converged & (error <= 1)
         t_new = torch.where(final, s.times[:, -1], s.t + h)
         self._write(accept, h, t_new, y_new, k)
 
@@ -159,37 +166,39 @@ class _Adaptive:
         self.trials += 1
         if self.trials > self.steps.shape[1]:
             self.steps = torch.cat([self.steps, torch.zeros_like(self.steps)], 1)
-        self.steps[won, self.accepted[won]] = h[accept]
+        kind = s.kind if method.kind == "implicit" else torch.where(s.stiff, s.kind, 0.0)
+        self.steps[won, self.accepted[won]] = torch.stack([h, kind.to(h)], 1)[accept]
         self.accepted[won] += 1
         self.refused[s.row[s.live & ~accept]] += 1
-        self.evals[s.row[s.live]] += method.stages - 1
+        self.evals[s.row[s.live]] += trial.evals[s.live]
 
         # A row that stands still keeps everything, whatever its idle stages gave.
         factor = self._factor(error, s.error, finite, accept, s.rejected)
+        factor = torch.where(trial.converged, factor, 0.25)
         s.h = torch.where(s.live, h * factor, s.h)
         s.error = torch.where(accept, error.clamp(min=1e-10), s.error)
         s.rejected, s.broken = s.live & ~accept, s.live & ~finite
+        change = switches(method, trial, s, h, control) & accept if method.stiff is not None else None
         s.t = torch.where(accept, t_new, s.t)
         s.y = torch.where(accept[:, None], y_new, s.y)
         s.live = s.live & ~(accept & final)
+        s.kind = torch.where(accept, 1.0, s.kind)
         if method.fsal:
             s.k1 = torch.where(accept[:, None], k[-1], s.k1)
+            if change is not None and bool(change.any()):
+                self._begin_anew(change)
         elif bool((onward := accept & s.live).any()):
             self.evals[s.row[onward]] += 1
             s.k1 = torch.where(onward[:, None], self.field(s.t, s.y), s.k1)
 
-    def _error_norm(self, h: Tensor, y: Tensor, y_new: Tensor, k: list[Tensor]) -> Tensor:
-        scale = self.atol + self.rtol * torch.maximum(y.abs(), y_new.abs())
-        width = h.to(y.dtype)[:, None]
-        norms = []
-        for row in self.method.errors:
-            terms = [weight * stage for weight, stage in zip(row, k, strict=True) if weight != 0.0]
-            norms.append(_rms(width * sum(terms[1:], terms[0]) / scale))
-        if len(norms) == 1:
-            return norms[0].to(h)
-        fifth, third = norms
-        size = torch.sqrt(fifth**2 + 0.01 * third**2)
-        return torch.where(size == 0, 0.0, fifth**2 / size).to(h)
+    def _begin_anew(self, change: Tensor) -> None:
+        """Rows that switch take the slope at their state, and count again."""
+        s = self.rows
+        s.stiff, s.hints = s.stiff ^ change, torch.where(change, 0, s.hints)
+        s.kind = torch.where(change, 2.0, s.kind)
+        onward = change & s.live
+        self.evals[s.row[onward]] += 1
+        s.k1 = torch.where(onward[:, None], self.field(s.t, s.y), s.k1)
 
     def _factor(self, error: Tensor, before: Tensor, finite: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
         k = self.method.error_order
@@ -212,10 +221,7 @@ class _Adaptive:
             if method.dense_c and not bool(ends.all()):
                 k = dense_stages(self.field, method, s.t, s.y, h, k)
                 self.evals[s.row[at[~ends].unique()]] += len(method.dense_c)
-            value = torch.where(ends[:, None], y_new[at], interpolate(method, theta, s.y, h, k, at))
+            stiff = s.stiff if method.stiff is not None else None
+            value = torch.where(ends[:, None], y_new[at], interpolate(method, theta, s.y, h, k, at, stiff))
             self.ys[s.row[at], j] = value
         s.cursor = reach
-
-
-def _rms(x: Tensor) -> Tensor:
-    return torch.sqrt(torch.mean(x**2, dim=1))

@@ -12,8 +12,9 @@ from pyro_latentde.solve.solution import Status
 __all__ = ["failure_message"]
 
 _ADVICE = {
-    Status.MAX_STEPS: "raise max_steps, loosen rtol, or look whether these parameters make the system stiff",
-    Status.UNDERFLOW: "look whether the solution blows up or the system is stiff at these parameters",
+    Status.MAX_STEPS: 'raise max_steps, loosen rtol, or take method="auto" if these parameters make the system stiff',
+    Status.UNDERFLOW: 'look whether the solution blows up at these parameters, or take method="auto" if it is stiff',
+    Status.NO_CONVERGENCE: "take smaller steps, or leave step_size out so that the tolerances choose them",
     Status.NON_FINITE: "look for a logarithm, root or division that leaves its domain at these parameters",
 }
 

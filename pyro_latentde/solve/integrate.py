@@ -18,6 +18,7 @@ from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
 from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.solution import Solution
+from pyro_latentde.solve.stiffness import fastest_decay
 from pyro_latentde.solve.vector_field import BoundField
 
 __all__ = ["odesolve"]
@@ -55,7 +56,8 @@ def odesolve(
         params: Tensor, float, or dict, list, tuple or named tuple of these; leading dimensions are batch.
         t0: Time of ``y0``, ``()`` or ``(*batch,)``; the first time by default, needed where the times are unsorted.
         method: ``"tsit5"`` (default; dopri5 where torchdiffeq solves), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``;
-            with a fixed step also ``rk4``, ``midpoint``, ``euler``.
+            with a fixed step also ``rk4``, ``midpoint``, ``euler``. Stiff equations: ``kvaerno5``, ``kvaerno3``,
+            ``trbdf2`` (implicit), or ``auto``: tsit5 until stability bounds a row's steps, then kvaerno5, and back.
         rtol: Relative tolerance; 1e-6 for float64, 1e-4 for float32.
         atol: Absolute tolerance in units of y; 1e-8 for float64, 1e-6 for float32.
         step_size: Take equal steps of at most this size instead of controlling the error, in units of t.
@@ -78,7 +80,8 @@ def odesolve(
         DataError: For times that are not finite, or unsorted without ``t0``.
 
     References:
-        Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 2nd ed., Springer 1993.
+        Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 2nd ed., Springer 1993; Hairer and
+        Wanner, "Solving Ordinary Differential Equations II", 2nd ed., Springer 1996.
 
     Example:
         >>> import torch, pyro_latentde as lde
@@ -111,7 +114,11 @@ def odesolve(
         return _at(t, f, y0, params, first, settings, engine_name, event_dims)
 
     def steps() -> Tensor:
-        return _accepted(problems, engine_name, settings).unflatten(0, tuple(batch) or (1,)).reshape(*batch, -1)
+        found = _accepted(problems, engine_name, settings)
+        return found.reshape(*batch, *found.shape[1:])
+
+    def decay(row: int) -> float:
+        return fastest_decay(first, ys.detach().reshape(first.rows, *ys.shape[-2:]), row)
 
     return Solution(
         ys=state.unflatten(ys),
@@ -126,6 +133,8 @@ def odesolve(
         _report=report,
         _again=again,
         _steps=steps,
+        _start=first.tensors[2].detach(),
+        _decay=decay,
     )
 
 
@@ -249,7 +258,7 @@ def _span(low: Tensor, high: Tensor) -> str:
 
 
 def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> Tensor:
-    """Step sizes ``(R, N)`` of a solve, found by solving once more."""
+    """The steps of a solve as they can be taken again, ``(R, N)`` or ``(R, N, 2)``, found by solving once more."""
     from pyro_latentde.solve.step_store import find_steps
 
     if len(problems) > 1:
@@ -261,4 +270,4 @@ def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> 
         function = _function(problem, engine, settings, True)
         _, report = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
         found = find_steps(report)
-    return torch.from_numpy(found.sizes()).to(problem.tensors[0]) if engine == "fused" else found.h
+    return torch.from_numpy(found.plan()).to(problem.tensors[0]) if engine == "fused" else found.h

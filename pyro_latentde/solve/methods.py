@@ -7,14 +7,17 @@ A step of size h from (t, y) computes stages k_i = f(t + c_i h, y + h sum_j a_ij
     y(t + θh)  = y + h sum_i b_i(θ) k_i,   b_i(θ) = sum_q interpolant[i][q] θ^(q+1),   b_i(1) = b_i
     error      = h sum_i errors[0][i] k_i
 
+where implicit methods (ESDIRK) have their own k_i, with weight gamma, in the sum of every stage but the first.
+
 Every interpolant is at most one order below its method, so that outputs between steps converge as fast as
 outputs at steps.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve import dop853_table
+from pyro_latentde.solve import dop853_table, esdirk_tables
 from pyro_latentde.solve.choices import not_among
 
 __all__ = ["METHODS", "Method", "get_method"]
@@ -24,14 +27,14 @@ Row = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Method:
-    """One explicit Runge-Kutta method with its error estimate and dense output.
+    """One Runge-Kutta method with its error estimate and dense output.
 
     Args:
         name: The name users write, ``"tsit5"``.
         order: Order of convergence of the solution.
-        kind: ``"explicit"``.
+        kind: ``"explicit"``, ``"implicit"`` (ESDIRK), or ``"switching"``: explicit until `stiff` is better.
         c: Nodes of the main stages, ``(s,)``, in units of the step.
-        a: Row i holds the weights of stages 0..i-1 in stage i; row 0 is empty.
+        a: Row i holds the weights of stages 0..i-1 in stage i, of implicit methods also its own; row 0 is empty.
         b: Weights of the solution, ``(s,)``.
         errors: Empty for fixed-step methods; one row ``b - bhat``; or DOP853's two rows (order 5, order 3).
         error_order: k in the step-size factor ``error ** (-1 / k)``; None without an error estimate.
@@ -40,6 +43,8 @@ class Method:
         dense_a: Their weights over all earlier stages, main and further.
         interpolant: Per stage (main, then further) the coefficients of θ, θ^2, ...
         reference: Where the coefficients were published.
+        filtered: Solve with the matrix of Newton's method for the error, which else grows with stiffness.
+        stiff: The implicit method of a switching one.
 
     Example:
         >>> from pyro_latentde.solve.methods import get_method
@@ -61,6 +66,18 @@ class Method:
     dense_a: tuple[Row, ...]
     interpolant: tuple[Row, ...]
     reference: str
+    filtered: bool = False
+    stiff: "Method | None" = None
+
+    @property
+    def gamma(self) -> float:
+        """Weight of a stage in itself; 0 for explicit methods."""
+        return self.a[-1][-1] if self.kind == "implicit" else 0.0
+
+    @property
+    def predictor(self) -> tuple[Row, ...]:
+        """Row i: weights of stages 0..i-1 in the first guess of stage i, a polynomial through them."""
+        return tuple(_extrapolation(self.c[:i], node) for i, node in enumerate(self.c))
 
     @property
     def stages(self) -> int:
@@ -103,6 +120,16 @@ def _explicit(
         interpolant=interpolant,
         reference=reference,
     )
+
+
+def _extrapolation(nodes: Row, at: float) -> Row:
+    """Weights of the polynomial through the values at (the first three different of) the nodes; or the same node's."""
+    same = [i for i, node in enumerate(nodes) if abs(node - at) < 1e-12]
+    chosen = same[:1] or range(min(3, len(nodes)))
+    weights = [0.0] * len(nodes)
+    for i in chosen:
+        weights[i] = math.prod((at - nodes[j]) / (nodes[i] - nodes[j]) for j in chosen if j != i)
+    return tuple(weights)
 
 
 _EULER = _explicit(
@@ -254,8 +281,72 @@ _DOPRI8 = _explicit(
     reference="Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.10 (DOP853)",
 )
 
+
+def _esdirk(
+    name: str,
+    order: int,
+    a: tuple[Row, ...],
+    interpolant: tuple[Row, ...],
+    reference: str,
+    *,
+    embedded: Row,
+    filtered: bool = False,
+) -> Method:
+    b = a[-1]
+    return Method(
+        name=name,
+        order=order,
+        kind="implicit",
+        c=tuple(math.fsum(row) for row in a[:-1]) + (1.0,),
+        a=a,
+        b=b,
+        errors=(tuple(x - y for x, y in zip(b, (*embedded, *[0.0] * (len(b) - len(embedded))), strict=True)),),
+        error_order=order,
+        fsal=True,
+        dense_c=(),
+        dense_a=(),
+        interpolant=interpolant,
+        reference=reference,
+        filtered=filtered,
+    )
+
+
+_KVAERNO3 = _esdirk(
+    "kvaerno3",
+    3,
+    esdirk_tables.KVAERNO3,
+    esdirk_tables.hermite(esdirk_tables.KVAERNO3[-1]),
+    "Kvaerno, BIT 44 (2004) 489",
+    embedded=esdirk_tables.KVAERNO3[-2],
+)
+
+_KVAERNO5 = _esdirk(
+    "kvaerno5",
+    5,
+    esdirk_tables.KVAERNO5,
+    esdirk_tables.KVAERNO5_INTERPOLANT,
+    "Kvaerno, BIT 44 (2004) 489",
+    embedded=esdirk_tables.KVAERNO5[-2],
+)
+
+_TRBDF2 = _esdirk(
+    "trbdf2",
+    2,
+    esdirk_tables.TRBDF2,
+    esdirk_tables.hermite(esdirk_tables.TRBDF2[-1]),
+    "Hosea, Shampine, Appl. Numer. Math. 20 (1996) 21",
+    embedded=esdirk_tables.TRBDF2_EMBEDDED,
+    filtered=True,
+)
+
+_AUTO = replace(_TSIT5, name="auto", kind="switching", stiff=_KVAERNO5)
+
 METHODS: dict[str, Method] = {
-    method.name: method for method in (_TSIT5, _DOPRI5, _DOPRI8, _BOSH3, _RK4, _HEUN, _MIDPOINT, _EULER)
+    method.name: method
+    for method in (
+        *(_TSIT5, _DOPRI5, _DOPRI8, _BOSH3, _RK4, _HEUN, _MIDPOINT, _EULER),
+        *(_KVAERNO5, _KVAERNO3, _TRBDF2, _AUTO),
+    )
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.implicit_rows import replayed_stages
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.runge_kutta import (
     accepts_rows,
@@ -29,6 +30,7 @@ class Plan:
 
     Args:
         steps: Signed step sizes, zeros at the right, ``(R, N)``.
+        kind: How each was taken, ``(R, N)``, of a switching method, else None.
         offsets: t_n - t0 for n = 0..N, ``(R, N + 1)``.
         count: Steps per row, ``(R,)``.
         step: Step of each output, -1 for y0 of a row without steps, N for outputs not reached, ``(R, T)``.
@@ -38,6 +40,7 @@ class Plan:
     """
 
     steps: Tensor
+    kind: Tensor | None
     offsets: Tensor
     count: Tensor
     step: Tensor
@@ -52,13 +55,15 @@ def plan_outputs(times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | Non
     Args:
         times: Output times, sorted per row in its direction, ``(R, T)``.
         t0: Start times, ``(R,)``.
-        steps: Signed step sizes, zeros at the right, ``(R, N)``.
+        steps: Signed step sizes, zeros at the right, ``(R, N)``, or ``(R, N, 2)`` with how each was taken.
         offsets: t_n - t0, ``(R, N + 1)``; None sums the steps.
 
     Returns:
         The plan.
     """
-    times, t0, steps = times.detach(), t0.detach(), steps.detach()
+    times, t0, steps, kind = times.detach(), t0.detach(), steps.detach(), None
+    if steps.ndim == 3:
+        steps, kind = steps.unbind(-1)
     n_steps = steps.shape[1]
     if offsets is None:
         offsets = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
@@ -86,7 +91,7 @@ def plan_outputs(times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | Non
     sizes = torch.bincount(flat + 1, minlength=n_steps + 2).tolist()
     chunks = list(torch.argsort(flat, stable=True).split(sizes))
     inside = torch.bincount(flat[~at_end.reshape(-1)] + 1, minlength=n_steps + 2).tolist()
-    return Plan(steps, offsets, count, step, at_end, chunks, [size > 0 for size in inside[1:-1]])
+    return Plan(steps, kind, offsets, count, step, at_end, chunks, [size > 0 for size in inside[1:-1]])
 
 
 @dataclass
@@ -180,14 +185,18 @@ def follow(
         if n_active < len(active):
             t, y = still.put(rows, active, t, y)
             k1 = torch.where(active[:, None], k1, 0.0)
+        implicit = None if plan.kind is None else plan.kind[rows, n] > 0
         if n > 0 and not method.fsal:
             k1 = work.field(t, y)
-        k, y_new = main_stages(work.field, method, t, y, h, k1)
+        elif n > 0 and implicit is not None:
+            change = (implicit != (plan.kind[rows, n - 1] > 0)) & active
+            k1 = torch.where(change[:, None], work.field(t, y), k1) if bool(change.any()) else k1
+        k, y_new = _given_step(work.field, method, t, y, h, k1, implicit)
         if len(chunk):
             at = work.place[chunk // n_times]
             stages = dense_stages(work.field, method, t, y, h, k) if plan.interior[n] or not exact else k
             theta = (times.reshape(-1)[chunk] - t[at]) / h[at]
-            value = interpolate(method, theta, y, h, stages, at)
+            value = interpolate(method, theta, y, h, stages, at, implicit)
             ends = plan.at_end.reshape(-1)[chunk, None]
             pieces.append(torch.where(ends, y_new[at], value) if exact else value)
         if exact:
@@ -196,6 +205,26 @@ def follow(
     pieces.append(y0.new_full((len(plan.chunks[-1]), y0.shape[1]), torch.nan))
     order = torch.cat(plan.chunks).argsort()
     return torch.cat(pieces)[order].reshape(n_rows, n_times, -1)
+
+
+def _given_step(
+    field: Callable[[Tensor, Tensor], Tensor],
+    method: Method,
+    t: Tensor,
+    y: Tensor,
+    h: Tensor,
+    k1: Tensor,
+    implicit: Tensor | None,
+) -> tuple[list[Tensor], Tensor]:
+    """Stages and end of a step, by the method, or by the one of its two that each row took."""
+    if method.kind == "implicit":
+        return replayed_stages(field, method, t, y, h, k1)
+    if implicit is None or not bool(implicit.any()):
+        return main_stages(field, method, t, y, h, k1)
+    inner, y_inner = replayed_stages(field, method.stiff, t, y, torch.where(implicit, h, 0.0), k1)
+    outer, y_outer = main_stages(field, method, t, y, torch.where(implicit, 0.0, h), k1)
+    column = implicit[:, None]
+    return [torch.where(column, a, b) for a, b in zip(inner, outer, strict=True)], torch.where(column, y_inner, y_outer)
 
 
 def _at_start(

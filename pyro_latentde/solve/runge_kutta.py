@@ -104,7 +104,15 @@ def interpolation_weights(method: Method, theta: Tensor, dtype: torch.dtype) -> 
     return total.to(dtype)
 
 
-def interpolate(method: Method, theta: Tensor, y: Tensor, h: Tensor, k: Sequence[Tensor], at: Tensor) -> Tensor:
+def interpolate(
+    method: Method,
+    theta: Tensor,
+    y: Tensor,
+    h: Tensor,
+    k: Sequence[Tensor],
+    at: Tensor,
+    implicit: Tensor | None = None,
+) -> Tensor:
     """y(t + θh) = y + h sum_i b_i(θ) k_i for M outputs.
 
     Args:
@@ -114,14 +122,17 @@ def interpolate(method: Method, theta: Tensor, y: Tensor, h: Tensor, k: Sequence
         h: Signed steps, ``(R,)``.
         k: Main stages, or all stages (``dense_stages``); missing ones must have weight zero at these θ.
         at: Row of each output, ``(M,)``.
+        implicit: Of a switching method, which rows took an implicit step, ``(R,)``.
 
     Returns:
         ``(M, D)``.
     """
     weights = interpolation_weights(method, theta, y.dtype)
+    if implicit is not None:
+        weights = torch.where(implicit[at, None], interpolation_weights(method.stiff, theta, y.dtype), weights)
     total = None
     for i, stage in enumerate(k):
-        if any(method.interpolant[i]):
+        if implicit is not None or any(method.interpolant[i]):
             term = weights[:, i, None] * stage[at]
             total = term if total is None else total + term
     return y[at] + h.to(y.dtype)[at, None] * total

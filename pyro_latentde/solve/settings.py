@@ -83,17 +83,18 @@ class SolveSettings:
         return Settings(float(self.rtol), float(self.atol), self.max_steps, self.step_size, sensitivity, keep, checked)
 
     def replay_steps(self, problem: Problem) -> Tensor | None:
-        """The steps to take again, ``(rows, N)``."""
+        """The steps to take again, ``(rows, N)``; where methods alternate ``(rows, N, 2)`` with how each was taken."""
         if self.replay is None:
             return None
-        steps = self.replay.steps.detach()
-        if steps.shape[:-1] != problem.batch:
+        steps = self.replay._steps().detach()
+        batch = self.replay.status.shape
+        if batch != problem.batch:
             raise ShapeError(
-                f"replay= is a solution of batch shape {tuple(steps.shape[:-1])}; this problem's is "
+                f"replay= is a solution of batch shape {tuple(batch)}; this problem's is "
                 f"{tuple(problem.batch)}. "
                 "Every row takes its own steps: solve both with the same batch."
             )
-        return steps.reshape(problem.rows, -1)
+        return steps.reshape(problem.rows, *steps.shape[len(batch) :])
 
 
 @lru_cache(maxsize=256, typed=True)  # True is no tolerance, although 1 is
@@ -126,6 +127,11 @@ def _checked(
         raise SolveError(not_among("on_failure", on_failure, ("raise", "nan")))
     if rtol == 0 and atol == 0:
         raise SolveError("rtol and atol are both 0: no step is small enough; expected one of them to be positive.")
+    if chosen.stiff is not None and step_size is not None:
+        raise SolveError(
+            f"method {chosen.name!r} changes between two methods by their step sizes: it takes no step_size=. "
+            f"Give {chosen.stiff.name!r} for stiff equations, or tsit5."
+        )
     if not chosen.adaptive and step_size is None and not replayed:
         raise SolveError(
             f"method {chosen.name!r} has no error estimate: give step_size=, or use tsit5, dopri5, bosh3, dopri8 or "

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.explain import explain
+from pyro_latentde.solve.methods import get_method
+
 __all__ = ["Solution", "Status"]
 
 
@@ -24,6 +27,7 @@ class Status(enum.IntEnum):
     UNDERFLOW = 2
     NON_FINITE = 3
     NON_FINITE_GRADIENT = 4
+    NO_CONVERGENCE = 5
 
     @property
     def sentence(self) -> str:
@@ -36,6 +40,7 @@ _SENTENCES = {
     Status.UNDERFLOW: "step size underflow",
     Status.NON_FINITE: "non-finite state",
     Status.NON_FINITE_GRADIENT: "non-finite gradient",
+    Status.NO_CONVERGENCE: "Newton's method did not converge",
 }
 
 
@@ -74,6 +79,12 @@ class Solution:
     _report: Tensor = field(repr=False)
     _again: Callable[[Tensor], Any] = field(repr=False)
     _steps: Callable[[], Tensor] = field(repr=False)
+    _start: Tensor = field(repr=False)
+    _decay: Callable[[int], float] = field(repr=False)
+
+    def __str__(self) -> str:
+        """What the solve did: steps, rejections, switches, the smallest step and where, and what to try."""
+        return explain(self)
 
     @property
     def status(self) -> Tensor:
@@ -98,7 +109,16 @@ class Solution:
     @property
     def steps(self) -> Tensor:
         """Signed sizes of the accepted steps of every row, ``(*batch, N)``, padded with 0; for ``replay=``."""
-        return self._steps()
+        steps = self._steps()
+        return steps if steps.ndim == self.status.ndim + 1 else steps[..., 0]
+
+    @property
+    def implicit(self) -> Tensor:
+        """Which accepted steps were implicit, ``(*batch, N)`` bool, False beyond the last step of a row."""
+        steps = self._steps()
+        if steps.ndim > self.status.ndim + 1:
+            return steps[..., 1] > 0
+        return (steps != 0) & (get_method(self.method).kind == "implicit")
 
     def at(self, t: Tensor | float) -> Any:
         r"""The states at other times in the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.

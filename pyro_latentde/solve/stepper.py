@@ -10,7 +10,7 @@ from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.adaptive import solve_adaptive
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.replay import follow, plan_outputs, replay_rows
-from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, OK, RowSolution
+from pyro_latentde.solve.row_solution import MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
 
 __all__ = ["RowSolution", "replay_rows", "solve_rows"]
 
@@ -42,7 +42,7 @@ def solve_rows(
         atol: Absolute tolerance, in the unit of the state.
         max_steps: Most trials, accepted or not, per row.
         step_size: Equal steps of at most this size instead of error control, in the unit of time.
-        steps: Take exactly these signed steps, zeros at the right, ``(R, N)``.
+        steps: Take exactly these signed steps, zeros at the right, ``(R, N)``; as in ``RowSolution``.
 
     Returns:
         The solution; rows that fail have a status, and NaN where they did not arrive.
@@ -121,7 +121,8 @@ def _solve_given(
 
     short = cut if cut is not None else (~at_start & (plan.step == steps.shape[1])).any(1)
     status = torch.where(short, MAX_STEPS, OK)
-    status = torch.where(failed, NON_FINITE, status)
+    lost = torch.where(started, NO_CONVERGENCE, NON_FINITE) if method.kind == "implicit" else NON_FINITE
+    status = torch.where(failed, lost, status)
     rejected = (failed & started).to(torch.int64)
     trials = last_good + rejected
     n_evals = 1 + trials * (method.stages - 1)
@@ -130,7 +131,8 @@ def _solve_given(
     if method.dense_c:
         inside = torch.where(at_start | plan.at_end | (plan.step >= last_good[:, None]), -1, plan.step)
         n_evals = n_evals + len(method.dense_c) * _distinct(inside)
-    kept = torch.where(torch.arange(steps.shape[1], device=steps.device) < last_good[:, None], steps, 0.0)
+    taken = torch.arange(steps.shape[1], device=steps.device) < last_good[:, None]
+    kept = torch.where(taken if steps.ndim == 2 else taken[..., None], steps, 0.0)
     return RowSolution(ys, status, last_good, rejected, n_evals, kept[:, : _longest(last_good)])
 
 

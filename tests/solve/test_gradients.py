@@ -40,7 +40,7 @@ def check(loss, inputs, rtol=1e-8):
 # ---- against central differences, steps held -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stiff is None])
 def test_fixed_steps(name):
     settings = {"method": name, "step_size": 0.11}
     check(lambda y0, p: loss_of(solve(y0=y0, p=p, times=TIMES, t0=0.0, **settings).ys), [STARTS, RATES])

@@ -14,6 +14,7 @@ from pyro_latentde.solve.stepper import replay_rows, solve_rows
 
 DOUBLE = torch.float64
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
+EXPLICIT = [name for name, method in METHODS.items() if method.kind == "explicit"]
 SETTINGS = {"rtol": 1e-7, "atol": 1e-9, "max_steps": 20_000}
 OK, MAX_STEPS, UNDERFLOW, NON_FINITE = range(4)
 
@@ -63,7 +64,7 @@ def scipy_solution(p, y0, times, t0):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_agrees_with_scipy_forward_and_backward(name, problem):
     f, p, y0, times, t0 = problem
-    tolerance = {"heun": 1e-5, "bosh3": 1e-6}.get(name, 1e-8)
+    tolerance = {"heun": 1e-5, "trbdf2": 1e-5, "bosh3": 1e-6}.get(name, 1e-8)
     out = solve_rows(f, y0, times, t0, METHODS[name], rtol=tolerance, atol=tolerance / 10, max_steps=20_000)
     assert out.status.tolist() == [OK, OK, OK]
     error = (out.ys - scipy_solution(p, y0, times, t0)).abs().max().item()
@@ -71,11 +72,11 @@ def test_agrees_with_scipy_forward_and_backward(name, problem):
     assert (out.ys[:, 0] == y0).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.stiff is None])
 def test_fixed_steps_converge_with_the_methods_order_at_and_between_steps(name, problem):
     f, p, y0, times, t0 = problem
     exact, order = scipy_solution(p, y0, times, t0), METHODS[name].order
-    size = {8: 0.2, 5: 0.05, 4: 0.02}.get(order, 0.01)
+    size = 0.025 if name == "kvaerno5" else {8: 0.2, 5: 0.05, 4: 0.02}.get(order, 0.01)
     errors = []
     for step_size in (size, size / 2):
         # The first row's fifth output falls inside a step, its last is the end of one.
@@ -187,13 +188,13 @@ def test_statistics_count_what_was_evaluated():
         return torch.stack([y[:, 1], 5 * (1 - y[:, 0] ** 2) * y[:, 1] - y[:, 0]], 1)
 
     y0, t0, times = tensor([2.0, 0.0]), tensor(0.0), tensor([5.0, 6.1, 20.0])
-    for name in ADAPTIVE:
+    for name in set(ADAPTIVE) & set(EXPLICIT):
         calls = 0
         out = solve_rows(f, y0, times, t0, METHODS[name], **{**SETTINGS, "rtol": 1e-4})
         assert out.status.item() == OK
         assert out.n_evals.item() == calls, name
         assert out.n_rejected.item() > 0 or name == "heun"
-    for name in METHODS:
+    for name in EXPLICIT:
         calls = 0
         out = solve_rows(f, y0, times, t0, METHODS[name], step_size=0.05, **SETTINGS)
         assert out.n_evals.item() == calls, name
@@ -236,7 +237,7 @@ def steps_by_the_book(f, y, t, end, method, rtol, atol):
 
 
 @pytest.mark.parametrize("end", [12.0, -7.0])
-@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("name", [name for name in ADAPTIVE if name in EXPLICIT])
 def test_steps_are_those_of_the_documented_controller(name, end):
     def book(t, y):
         return np.array([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0] + (3 if t > 3 else 0)])

@@ -84,13 +84,15 @@ def set_pool_size(threads: int) -> None:
 class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
-    A record is (t, h, y_1 .. y_D) at the beginning of a step. ``inputs`` are those of the solve.
+    A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps also its stages,
+    and how it was taken (0 explicit, else implicit). ``inputs`` are those of the solve.
     """
 
     blocks: list[tuple[int, int, np.ndarray]]
     spans: np.ndarray
     status: np.ndarray
-    states: int
+    width: int
+    switching: bool
     inputs: "Arrays"
 
     @property
@@ -103,13 +105,19 @@ class Steps:
 
     def sizes(self) -> np.ndarray:
         """Step sizes h, ``(rows, most steps)``, padded with 0."""
-        spans = self.spans.reshape(-1, 2)
+        return self._column(1)
+
+    def plan(self) -> np.ndarray:
+        """The steps as they are taken again: sizes, and where methods alternate ``(rows, most steps, 2)`` with how."""
+        return np.stack([self._column(1), self._column(self.width - 1)], -1) if self.switching else self._column(1)
+
+    def _column(self, c: int) -> np.ndarray:
+        spans, width = self.spans.reshape(-1, 2), self.width
         counts = spans[:, 1] - spans[:, 0]
         out = np.zeros((len(spans), max(1, int(counts.max(initial=0)))))
-        width = self.states + 2
         for lo, hi, records in self.blocks:
             for r in range(lo, hi):
-                out[r, : counts[r]] = records[spans[r, 0] * width + 1 : spans[r, 1] * width + 1 : width]
+                out[r, : counts[r]] = records[spans[r, 0] * width + c : spans[r, 1] * width : width]
         return out
 
 
@@ -228,21 +236,25 @@ class CpuKernel:
 
     def _build(self, kind: str, template: str) -> tuple[Callable, int]:
         with self.graph.lock:
-            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent")
-        source = "\n".join([templates.INSERTION_POINT, templates.FIRST_STEP, fields.source, template])
+            implicit = self.method.kind != "explicit"
+            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
+        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
+        if implicit:
+            helpers.append(templates.newton_source(self.method, self.states))
+        source = "\n".join([*helpers, template])
         return load_kernel(source, kind, SMALL), templates.work_size(self.method, self.states, fields.scratch)
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", templates.explicit_forward(self.method, self.states, self.leaves))
+        return self._build("forward", templates.forward_source(self.method, self.states, self.leaves))
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", templates.explicit_adjoint(self.method, self.states, self.leaves))
+        return self._build("adjoint", templates.adjoint_source(self.method, self.states, self.leaves))
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", templates.explicit_tangent(self.method, self.states, self.leaves))
+        return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves))
 
     def forward(
         self,
@@ -260,8 +272,8 @@ class CpuKernel:
         report = np.empty((5, a.rows), dtype=np.int64)
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
-        plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay)
-        width = self.states + 2
+        plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
+        width = templates.record_width(self.method, self.states)
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
@@ -285,7 +297,7 @@ class CpuKernel:
             return Record(ys, report, None)
         if a.rows:
             self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
-        return Record(ys, report, Steps(blocks, spans, report[0], self.states, a))
+        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> "Bars":
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""

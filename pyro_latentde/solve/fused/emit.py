@@ -196,14 +196,30 @@ def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     return body.function(head, "return 0.0"), body
 
 
-def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False) -> FieldSource:
+def _field_jac(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+    """Rows by reverse mode, one for each output; what they have in common is computed once."""
+    body, d = _Body({"t": lambda: "t", "y": _state("yo")}), len(outputs)
+    zero, one = graph.const(0.0), graph.const(1.0)
+    for i in range(d):
+        bars = vjp(graph, outputs, [one if j == i else zero for j in range(d)]).scalars
+        row = [bars.get(graph.leaf("y", j), zero) for j in range(d)]
+        body.add(row)
+        body.lines += [f"w[jo + {i * d + j}] = {body.names[n]}" for j, n in enumerate(row)]
+    head = "def field_jac(t: float, w: Floats, yo: int, jo: int, ws: int, p: Floats, o: Ints) -> float:"
+    return body.function(head, "return 0.0"), body
+
+
+def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False) -> FieldSource:
     """Write out ``dy/dt = f(t, y, p)`` and its vector-Jacobian product, or (``tangent``) its Jacobian-vector product.
 
     Args:
         outputs: The nodes of dy_i/dt.
         tangent: Forward mode instead of reverse mode.
+        jacobian: The matrix df_i/dy_j too.
     """
     parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs)]
+    if jacobian:
+        parts.append(_field_jac(graph, outputs))
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),

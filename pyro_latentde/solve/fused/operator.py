@@ -164,7 +164,7 @@ class FusedSolve(RowFunction):
 
         def sizes(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
-            return torch.from_numpy(steps.sizes()), torch.from_numpy(steps.status)
+            return torch.from_numpy(steps.plan()), torch.from_numpy(steps.status)
 
         return replay_function(batched, sizes, self.kernel.method, 3 + self.kernel.leaves)
 
@@ -324,7 +324,8 @@ def _row(a: Arrays, r: int) -> Arrays:
 
 def _row_steps(steps: Steps, r: int) -> Steps:
     records = next(records for lo, hi, records in steps.blocks if lo <= r < hi)
-    return Steps([(0, 1, records)], steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1], steps.states, steps.inputs)
+    spans, status = steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1]
+    return replace(steps, blocks=[(0, 1, records)], spans=spans, status=status)
 
 
 def _gradient(rows: int, shared: tuple[bool, ...], k: int, tensor: Tensor, a: Arrays, bars: Bars) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The explicit Runge-Kutta kernels: source code for one method and one number of states.
+"""The Runge-Kutta kernels: source code for one method and one number of states.
 
 Three loops over rows, all writing only to their own rows and to the thread's work array ``w``:
 
@@ -15,9 +15,19 @@ References:
     control, starting step) and II.6 (dense output).
 """
 
-from pyro_latentde.solve.fused.templates.adjoint import explicit_adjoint
-from pyro_latentde.solve.fused.templates.forward import FIRST_STEP, INSERTION_POINT, explicit_forward
-from pyro_latentde.solve.fused.templates.parts import work_size
-from pyro_latentde.solve.fused.templates.tangent import explicit_tangent
+from pyro_latentde.solve.fused.templates.adjoint import adjoint_source
+from pyro_latentde.solve.fused.templates.forward import FIRST_STEP, INSERTION_POINT, forward_source
+from pyro_latentde.solve.fused.templates.newton import newton_source
+from pyro_latentde.solve.fused.templates.parts import record_width, work_size
+from pyro_latentde.solve.fused.templates.tangent import tangent_source
 
-__all__ = ["FIRST_STEP", "INSERTION_POINT", "explicit_adjoint", "explicit_forward", "explicit_tangent", "work_size"]
+__all__ = [
+    "FIRST_STEP",
+    "INSERTION_POINT",
+    "adjoint_source",
+    "forward_source",
+    "newton_source",
+    "record_width",
+    "tangent_source",
+    "work_size",
+]

@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact reverse of the recorded steps of each row."""
 
+from pyro_latentde.solve.fused.templates.implicit import implicit_reverse
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, indent, interpolant, stage, stage_rows
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["explicit_adjoint"]
+__all__ = ["adjoint_source"]
 
 
-def explicit_adjoint(method: Method, d: int, leaves: int) -> str:
+def adjoint_source(method: Method, d: int, leaves: int) -> str:
     """Source of ``adjoint``: cotangents of y0, times, t0 and every parameter, from those of the outputs.
 
     The recorded steps h are constants and the grid starts at t0, so t0 shifts every t_n, and an output time moves along
     the interpolant of its step.
     """
     at = WorkLayout(method, d)
-    return _walk_back(at, d, leaves) + _reverse_step(method, at, d) + _row_done(at, d)
+    if method.kind == "implicit":
+        step = implicit_reverse(method, at, d)
+    elif method.stiff is None:
+        step = _explicit_reverse(method, at, d)
+    else:
+        explicit, implicit = _explicit_reverse(method, at, d), implicit_reverse(method.stiff, at, d)
+        kind = f"buf[n * {at.width} + {at.width - 1}]"
+        step = f"if {kind} == 0.0:\n    {indent(explicit, 1)}\nelse:\n    {indent(implicit, 1)}"
+    return _walk_back(method, at, d, leaves) + f"                {indent(step, 4)}\n" + _row_done(at, d)
 
 
-def _walk_back(at: WorkLayout, d: int, leaves: int) -> str:
+def _walk_back(method: Method, at: WorkLayout, d: int, leaves: int) -> str:
     """From the last recorded step of a row to its first, each with the outputs that lie in it."""
+    slope = "" if method.kind == "explicit" else f"\n            w[{at.kap} + i] = 0.0"
     return f"""
 def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, gy: Floats,
             status: Ints, buf: Floats, spans: Ints, y0_bar: Floats, ts_bar: Floats, t0_bar: Floats, g: Floats,
@@ -29,26 +39,26 @@ def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: Flo
             q[k] = go[k] + r * gs[k] + chunk * gc[k]
         tt = r * tss
         for i in range({d}):
-            w[{at.lam} + i] = 0.0
+            w[{at.lam} + i] = 0.0{slope}
         t_bar = 0.0
         if status[r] == 0:
             j = T - 1
             begin = spans[2 * r]
             sign = 1.0
-            if spans[2 * r + 1] > begin and buf[begin * {d + 2} + 1] < 0.0:
+            if spans[2 * r + 1] > begin and buf[begin * {at.width} + 1] < 0.0:
                 sign = -1.0
             for n in range(spans[2 * r + 1] - 1, begin - 1, -1):
-                t = buf[n * {d + 2}]
-                h = buf[n * {d + 2} + 1]
+                t = buf[n * {at.width}]
+                h = buf[n * {at.width} + 1]
                 for i in range({d}):
-                    w[{at.y} + i] = buf[n * {d + 2} + 2 + i]
+                    w[{at.y} + i] = buf[n * {at.width} + 2 + i]
                 first = j + 1
                 while first > 0 and (n == begin or sign * ts[tt + first - 1] > sign * t):
                     first -= 1
 """
 
 
-def _reverse_step(method: Method, at: WorkLayout, d: int) -> str:
+def _explicit_reverse(method: Method, at: WorkLayout, d: int) -> str:
     """Stages again; cotangents of the outputs and of the step's end go to the slopes, then stage by stage back."""
     main = len(method.c)
     cheap = main - 1 if method.fsal else main  # the repeated last stage serves outputs only
@@ -69,26 +79,25 @@ def _reverse_step(method: Method, at: WorkLayout, d: int) -> str:
     back = "\n".join(_reverse_stage(method, at, d, s) for s in range(cheap - 1, -1, -1))
     back_extra = "\n".join(_reverse_stage(method, at, d, s) for s in range(at.stages - 1, cheap - 1, -1))
     back_extra = f"if first <= j:\n    {indent(back_extra, 1)}" if back_extra else ""
-    return f"""                {indent(forward, 4)}
-                {indent(extra, 4)}
-                for i in range({d}):
-                    lam = w[{at.lam} + i]
-                    {indent(seed, 5)}
-                for jj in range(first, j + 1):
-                    theta = (ts[tt + jj] - t) / h if h != 0.0 else 0.0
-                    {indent(weights, 5)}
-                    slope = 0.0
-                    for i in range({d}):
-                        yb = gy[(r * T + jj) * {d} + i]
-                        w[{at.lam} + i] += yb
-                        {indent(spread, 6)}
-                        slope += yb * ({blend(method, "d", str(at.k), d)})
-                    ts_bar[r * T + jj] = slope
-                    t_bar -= slope
-                if h != 0.0:
-                    {indent(back_extra, 5)}
-                    {indent(back, 5)}
-"""
+    return f"""{forward}
+{extra}
+for i in range({d}):
+    lam = w[{at.lam} + i]
+    {indent(seed, 1)}
+for jj in range(first, j + 1):
+    theta = (ts[tt + jj] - t) / h if h != 0.0 else 0.0
+    {indent(weights, 1)}
+    slope = 0.0
+    for i in range({d}):
+        yb = gy[(r * T + jj) * {d} + i]
+        w[{at.lam} + i] += yb
+        {indent(spread, 2)}
+        slope += yb * ({blend(method, "d", str(at.k), d)})
+    ts_bar[r * T + jj] = slope
+    t_bar -= slope
+if h != 0.0:
+    {indent(back_extra, 1)}
+    {indent(back, 1)}"""
 
 
 def _row_done(at: WorkLayout, d: int) -> str:

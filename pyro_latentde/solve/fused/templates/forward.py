@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adaptive (or fixed, or replayed) solve of each row."""
 
+from dataclasses import replace
+
+from pyro_latentde.solve.fused.templates.implicit import implicit_trial
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage
+from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["FIRST_STEP", "INSERTION_POINT", "explicit_forward"]
+__all__ = ["FIRST_STEP", "INSERTION_POINT", "forward_source"]
 
 
-def explicit_forward(method: Method, d: int, leaves: int) -> str:
+def forward_source(method: Method, d: int, leaves: int) -> str:
     """Source of ``forward``: see the package for what it does; step modes are 0 adaptive, 1 fixed, 2 replayed."""
     at = WorkLayout(method, d)
     return "".join(
         [
             _start_of_row(at, d, leaves),
             _plan_of_steps(method, at, d),
-            _next_step(),
+            _next_step(method, at),
             _trial(method, at, d),
             _accepted_step(method, at, d),
             _end_of_row(d),
@@ -65,6 +69,7 @@ def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: Floats
 def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
     """Given steps are counted, fixed ones chosen, the first adaptive one estimated."""
     k = method.error_order or 1
+    planned = _place("planned", at)
     return f"""        planned = 0
         finish = t_end
         rounding = 0.0
@@ -74,8 +79,8 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             h = span / max(1, planned)
         elif mode == 2:
             offset = 0.0
-            while planned < hss and hs[r * hss + planned] != 0.0:
-                offset += hs[r * hss + planned]
+            while {planned} < hss and hs[r * hss + {planned}] != 0.0:
+                offset += hs[r * hss + {planned}]
                 planned += 1
             finish = start + offset
             offset = 0.0
@@ -84,22 +89,37 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
         {indent(_first_step(method, at, d, k), 2)}
         last = planned == 0 if mode == 2 else span == 0.0
         if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
-            if (pos + 1) * {d + 2} > room:
+            if (pos + 1) * {at.width} > room:
                 return r
-            buf[pos * {d + 2}] = t
-            buf[pos * {d + 2} + 1] = 0.0
+            buf[pos * {at.width}] = t
+            buf[pos * {at.width} + 1] = 0.0
             for i in range({d}):
-                buf[pos * {d + 2} + 2 + i] = w[{at.y} + i]
+                buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
+            {indent(_record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
             pos += 1
+        {indent(_start_of_implicit(method), 2)}
         before = 0.0
         retry = False
         unfinished = False
 """
 
 
-def _next_step() -> str:
+def _place(count: str, at: WorkLayout) -> str:
+    """Where a given step lies in its row."""
+    return count if at.plan == 1 else f"{at.plan} * {count}"
+
+
+def _start_of_implicit(method: Method) -> str:
+    """No Jacobian yet; 2 says that the first stage is f(t, y), 1 that it is the last of the step before."""
+    if method.kind == "explicit":
+        return ""
+    lines = ["stale = True", "fresh = False", "age = 0", "taken = 2.0"]
+    return "\n".join(lines + (["stiff = False", "hints = 0"] if method.stiff else []))
+
+
+def _next_step(method: Method, at: WorkLayout) -> str:
     """How far the next step goes, or why there is none."""
-    return """        while code == 0 and not last:
+    return f"""        while code == 0 and not last:
             if mode != 2 and accepted + rejected >= max_steps:
                 code = 1
                 break
@@ -110,7 +130,7 @@ def _next_step() -> str:
                     last = True
                 elif 2.0 * abs(h) > abs(remaining):
                     h = 0.5 * remaining
-                if not last and abs(h) < 16.0 * 2.220446049250313e-16 * max(abs(t), abs(t_end)):
+                if not last and abs(h) < max(16.0 * 2.220446049250313e-16 * abs(t), 1e-300):
                     code = 3 if unfinished else 2
                     break
             else:
@@ -120,7 +140,8 @@ def _next_step() -> str:
             elif mode == 1:
                 t_new = t_end if last else start + (accepted + 1) * h
             else:
-                h = hs[r * hss + accepted]
+                h = hs[r * hss + {_place("accepted", at)}]
+                {indent(_given_kind(method, at), 4)}
                 offset += h
                 t_new = start + offset
                 if last:  # sums of steps miss the last output time by rounding
@@ -130,18 +151,15 @@ def _next_step() -> str:
 
 def _trial(method: Method, at: WorkLayout, d: int) -> str:
     """One step and its error; if it is too large, the step is tried again with a smaller size."""
-    stages = "\n".join(stage(method, at, d, s, False) for s in range(1, len(method.c)))
+    if method.kind == "explicit":
+        taken = _explicit_trial(method, at, d)
+    elif method.kind == "implicit":
+        taken = f"{implicit_trial(method, at, d)}\nerror = 0.0\n{_error_norm(method, at, d)}"
+    else:
+        implicit = f"{implicit_trial(method.stiff, at, d)}\nerror = 0.0\n{_error_norm(method.stiff, at, d)}"
+        taken = f"if stiff:\n    {indent(implicit, 1)}\nelse:\n    {indent(_explicit_trial(method, at, d), 1)}"
     k = method.error_order or 1
-    return f"""            {indent(_fresh_slope(method, at), 3)}
-            {indent(stages, 3)}
-            evals += {len(method.c) - 1}
-            total = 0.0
-            for i in range({d}):
-                w[{at.y_new} + i] = w[{at.y} + i] + h * ({combine(method.b, str(at.k), d)})
-                total += abs(w[{at.y_new} + i])
-            {indent(_last_stage(method, at, d), 3)}
-            error = 0.0
-            {indent(_error_norm(method, at, d), 3)}
+    return f"""            {indent(taken, 3)}
             fine = error < np.inf and total < np.inf
             if mode == 0 and (not fine or error > 1.0):
                 rejected += 1
@@ -160,19 +178,33 @@ def _trial(method: Method, at: WorkLayout, d: int) -> str:
 """
 
 
+def _explicit_trial(method: Method, at: WorkLayout, d: int) -> str:
+    stages = "\n".join(stage(method, at, d, s, False) for s in range(1, len(method.c)))
+    return f"""{_fresh_slope(method, at)}
+{stages}
+evals += {len(method.c) - 1}
+total = 0.0
+for i in range({d}):
+    w[{at.y_new} + i] = w[{at.y} + i] + h * ({combine(method.b, str(at.k), d)})
+    total += abs(w[{at.y_new} + i])
+{_last_stage(method, at, d)}
+error = 0.0
+{_error_norm(method, at, d)}"""
+
+
 def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
     """Record the step, interpolate the outputs inside it, choose the next size (PI control)."""
-    weights = "\n".join(interpolant(method, "b"))
     k = method.error_order or 1
     again = (len(method.c) - 1) * d if method.fsal else 0  # where the next first slope is
     return f"""            if keep:
-                if (pos + 1) * {d + 2} > room:
+                if (pos + 1) * {at.width} > room:
                     return r
-                at_record = pos * {d + 2}
+                at_record = pos * {at.width}
                 buf[at_record] = t
                 buf[at_record + 1] = h
                 for i in range({d}):
                     buf[at_record + 2 + i] = w[{at.y} + i]
+                {indent(_record_stages(method, at, d, "at_record", at.stages), 4)}
                 pos += 1
             {indent(_dense_stages(method, at, d), 3)}
             while j < T and (sign * ts[tt + j] <= sign * t_new or last):
@@ -185,15 +217,16 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                         ys[(r * T + j) * {d} + i] = w[{at.y_new} + i]
                 else:
                     theta = (ts[tt + j] - t) / h
-                    {indent(weights, 5)}
-                    for i in range({d}):
-                        ys[(r * T + j) * {d} + i] = w[{at.y} + i] + h * ({blend(method, "b", str(at.k), d)})
+                    {indent(_output(method, at, d), 5)}
                 j += 1
+            {indent(_after_implicit(method), 3)}
             accepted += 1
+            {indent(switch(method, at, d), 3)}
             t = t_new
             for i in range({d}):
                 w[{at.y} + i] = w[{at.y_new} + i]
                 w[{at.k} + i] = w[{at.k + again} + i]
+            {indent(back_to_explicit(method, at), 3)}
             if mode == 0:
                 log_error = math.log(max(error, 1e-10))  # a log and an exp cost less than two powers
                 factor = 0.9 * math.exp({0.4 / k!r} * before - {0.7 / k!r} * log_error)
@@ -205,6 +238,44 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 unfinished = False
                 h = h * factor
 """
+
+
+def _output(method: Method, at: WorkLayout, d: int) -> str:
+    """The state inside a step."""
+    if method.stiff is not None:
+        inner, outer = _output(method.stiff, at, d), _output(replace(method, stiff=None), at, d)
+        return f"if stiff:\n    {indent(inner, 1)}\nelse:\n    {indent(outer, 1)}"
+    weights = "\n".join(interpolant(method, "b"))
+    return f"""{weights}
+for i in range({d}):
+    ys[(r * T + j) * {d} + i] = w[{at.y} + i] + h * ({blend(method, "b", str(at.k), d)})"""
+
+
+def _record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: int) -> str:
+    """Implicit steps are not computed twice: their stages are stored, and how the step was taken."""
+    if method.kind == "explicit":
+        return ""
+    end = stages * d
+    rest = (
+        f"\nfor i in range({end}, {at.stages * d}):\n    buf[{record} + {2 + d} + i] = 0.0"
+        if end < at.stages * d
+        else ""
+    )
+    kept = f"for i in range({end}):\n    buf[{record} + {2 + d} + i] = w[{at.k} + i]{rest}"
+    if method.kind == "switching" and stages > 1:
+        kept = f"if stiff:\n    {indent(kept, 1)}"
+    kind = "2.0" if stages == 1 else "taken" if method.kind == "implicit" else "(taken if stiff else 0.0)"
+    return f"{kept}\nbuf[{record} + {at.width - 1}] = {kind}"
+
+
+def _given_kind(method: Method, at: WorkLayout) -> str:
+    if method.stiff is None:
+        return ""
+    return "stiff = hs[r * hss + 2 * accepted + 1] != 0.0"
+
+
+def _after_implicit(method: Method) -> str:
+    return "" if method.kind == "explicit" else "fresh = False\nage += 1\ntaken = 1.0"
 
 
 def _end_of_row(d: int) -> str:
@@ -307,6 +378,10 @@ def _error_norm(method: Method, at: WorkLayout, d: int) -> str:
         return ""
     sums = [f"e{n} = 0.0" for n in range(len(method.errors))]
     squares = [f"    e{n} += (h * ({combine(row, str(at.k), d)}) / scale) ** 2" for n, row in enumerate(method.errors)]
+    if method.filtered:
+        sums.append(f"for i in range({d}):\n    w[{at.delta} + i] = h * ({combine(method.errors[0], str(at.k), d)})")
+        sums.append(f"lu_solve(w, {at.lu}, {at.pivots}, {at.delta})")
+        squares = [f"    e0 += (w[{at.delta} + i] / scale) ** 2"]
     loop = [
         f"for i in range({d}):",
         f"    scale = atol + rtol * max(abs(w[{at.y} + i]), abs(w[{at.y_new} + i]))",
@@ -320,4 +395,4 @@ def _error_norm(method: Method, at: WorkLayout, d: int) -> str:
             "if mixed > 0.0 or mixed != mixed:",
             f"    error = e0 / math.sqrt(mixed * {d})",
         ]
-    return "\n".join(["if mode == 0:", *("    " + line for line in [*sums, *loop, *end])])
+    return "\n".join(["if mode == 0:", *("    " + indent(line, 1) for line in [*sums, *loop, *end])])

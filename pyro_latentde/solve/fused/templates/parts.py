@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["WorkLayout", "blend", "combine", "indent", "interpolant", "stage", "stage_rows", "work_size"]
+__all__ = [
+    "WorkLayout",
+    "blend",
+    "combine",
+    "indent",
+    "interpolant",
+    "record_width",
+    "stage",
+    "stage_rows",
+    "work_size",
+]
 
 
 def indent(text: str, levels: int) -> str:
@@ -45,7 +55,24 @@ class WorkLayout:
         self.k = 5 * d
         self.ys = self.k + self.stages * d
         self.k_bar = self.ys + self.stages * d
-        self.scratch = self.k_bar + self.stages * d
+        end = self.k_bar + self.stages * d
+        self.width = d + 2  # of a record: t, h, y
+        self.plan = 1  # numbers of a given step
+        if method.kind != "explicit":
+            self.base, self.z, self.delta, self.kap, self.pivots = (end + i * d for i in range(5))
+            self.jac = end + 5 * d
+            self.lu = self.jac + d * d
+            self.info = self.lu + d * d  # iterations, and what the last rate left undone
+            end = self.info + 2
+            self.width += self.stages * d + 1  # the stages too, and how the step was taken
+        if method.kind == "switching":
+            self.plan = 2  # h, and how it was taken
+        self.scratch = end
+
+
+def record_width(method: Method, d: int) -> int:
+    """Numbers that are stored for each accepted step."""
+    return WorkLayout(method, d).width
 
 
 def work_size(method: Method, d: int, scratch: int) -> int:

@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact forward derivative along the recorded steps of each row."""
 
+from pyro_latentde.solve.fused.templates.implicit import implicit_tangent_step
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage_rows
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["explicit_tangent"]
+__all__ = ["tangent_source"]
 
 
-def explicit_tangent(method: Method, d: int, leaves: int) -> str:
+def tangent_source(method: Method, d: int, leaves: int) -> str:
     """Source of ``tangent``: directional derivative of the outputs along given tangents of all inputs."""
     at = WorkLayout(method, d)
     k_dot = at.k_bar
-    parts = []
-    for s, (c, a) in enumerate(stage_rows(method)):
-        parts.append(
-            f"for i in range({d}):\n"
-            f"    w[{at.ys} + i] = w[{at.y} + i] + h * ({combine(a, str(at.k), d)})\n"
-            f"    w[{at.bar} + i] = w[{at.y_dot} + i] + h * ({combine(a, str(k_dot), d)})\n"
-            f"field(t + {c!r} * h, w, {at.ys}, {at.k + s * d}, {at.scratch}, p, o)\n"
-            f"field_jvp(t + {c!r} * h, t_dot, w, {at.ys}, {at.bar}, {k_dot + s * d}, {at.scratch}, p, o, pd, od)"
-        )
-    weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
+    stages, end = _stages(method, at, d), f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
+    if method.stiff is not None:
+        other = f"w[{at.y_dot} + i] += h * ({combine(method.stiff.b, str(k_dot), d)})"
+        end = _by_kind(at, end, other)
+    if method.kind != "explicit":
+        end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
             pdo: Ints, pds: Ints, status: Ints, buf: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats,
@@ -37,31 +34,62 @@ def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: I
         begin = spans[2 * r]
         end = spans[2 * r + 1] if status[r] == 0 else begin
         sign = 1.0
-        if end > begin and buf[begin * {d + 2} + 1] < 0.0:
+        if end > begin and buf[begin * {at.width} + 1] < 0.0:
             sign = -1.0
         for n in range(begin, end):
-            t = buf[n * {d + 2}]
-            h = buf[n * {d + 2} + 1]
-            t_new = buf[(n + 1) * {d + 2}] if n + 1 < end else ts[tt + T - 1]
+            t = buf[n * {at.width}]
+            h = buf[n * {at.width} + 1]
+            t_new = buf[(n + 1) * {at.width}] if n + 1 < end else ts[tt + T - 1]
             for i in range({d}):
-                w[{at.y} + i] = buf[n * {d + 2} + 2 + i]
-            {indent(chr(10).join(parts), 3)}
+                w[{at.y} + i] = buf[n * {at.width} + 2 + i]
+            {indent(stages, 3)}
             while j < T and (sign * ts[tt + j] <= sign * t_new or n + 1 == end):
                 theta = (ts[tt + j] - t) / h if h != 0.0 else 0.0
-                {indent(weights, 4)}
                 theta_dot = ts_dot[r * T + j] - t_dot
-                for i in range({d}):
-                    ys_dot[(r * T + j) * {d} + i] = (
-                        w[{at.y_dot} + i]
-                        + h * ({blend(method, "b", str(k_dot), d)})
-                        + theta_dot * ({blend(method, "d", str(at.k), d)})
-                    )
+                {indent(_output(method, at, d), 4)}
                 j += 1
             for i in range({d}):
-                w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})
+                {indent(end, 4)}
         while j < T:
             for i in range({d}):
                 ys_dot[(r * T + j) * {d} + i] = w[{at.y_dot} + i] if status[r] == 0 else 0.0
             j += 1
     return 0
 """
+
+
+def _stages(method: Method, at: WorkLayout, d: int) -> str:
+    """Stages of a step and their tangents."""
+    if method.kind == "implicit":
+        return implicit_tangent_step(method, at, d)
+    parts = []
+    for s, (c, a) in enumerate(stage_rows(method)):
+        parts.append(
+            f"for i in range({d}):\n"
+            f"    w[{at.ys} + i] = w[{at.y} + i] + h * ({combine(a, str(at.k), d)})\n"
+            f"    w[{at.bar} + i] = w[{at.y_dot} + i] + h * ({combine(a, str(at.k_bar), d)})\n"
+            f"field(t + {c!r} * h, w, {at.ys}, {at.k + s * d}, {at.scratch}, p, o)\n"
+            f"field_jvp(t + {c!r} * h, t_dot, w, {at.ys}, {at.bar}, {at.k_bar + s * d}, {at.scratch}, p, o, pd, od)"
+        )
+    explicit = "\n".join(parts)
+    if method.stiff is None:
+        return explicit
+    return _by_kind(at, explicit, _stages(method.stiff, at, d))
+
+
+def _output(method: Method, at: WorkLayout, d: int) -> str:
+    """The tangent of an output inside a step."""
+    weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
+    inside = f"""{weights}
+for i in range({d}):
+    ys_dot[(r * T + j) * {d} + i] = (
+        w[{at.y_dot} + i]
+        + h * ({blend(method, "b", str(at.k_bar), d)})
+        + theta_dot * ({blend(method, "d", str(at.k), d)})
+    )"""
+    return inside if method.stiff is None else _by_kind(at, inside, _output(method.stiff, at, d))
+
+
+def _by_kind(at: WorkLayout, explicit: str, implicit: str) -> str:
+    kind = f"buf[n * {at.width} + {at.width - 1}]"
+    return f"if {kind} == 0.0:\n    {indent(explicit, 1)}\nelse:\n    {indent(implicit, 1)}"

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``method="auto"``: explicit steps until stability bounds them, implicit ones until it would not.
+
+``solve/trial.py`` says how it is told.
+
+References:
+    Shampine, Type-insensitive ODE codes based on implicit A-stable formulas, Math. Comp. 36 (1981) 499.
+"""
+
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, combine
+from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.trial import BOUND, CALM, PATIENCE
+
+__all__ = ["back_to_explicit", "switch"]
+
+
+def switch(method: Method, at: WorkLayout, d: int) -> str:
+    """After an accepted step, with the state it began with still there: count the hints, and decide."""
+    if method.stiff is None:
+        return ""
+    sixth, seventh = at.k + 5 * d, at.k + 6 * d
+    return f"""switched = False
+if mode == 0 and stiff:
+    largest = 0.0
+    for i in range({d}):
+        total = 0.0
+        for m in range({d}):
+            total += abs(w[{at.jac} + i * {d} + m])
+        largest = max(largest, total)
+    hints = hints + 1 if abs(h) * largest < {CALM!r} else 0
+    switched = hints >= {PATIENCE["implicit"]}
+elif mode == 0:
+    bend = 0.0
+    apart = 0.0
+    for i in range({d}):
+        scale = atol + rtol * max(abs(w[{at.y} + i]), abs(w[{at.y_new} + i]))
+        bend += ((w[{seventh} + i] - w[{sixth} + i]) / scale) ** 2
+        apart += ((w[{at.y_new} + i] - w[{at.y} + i] - h * ({combine(method.a[5], str(at.k), d)})) / scale) ** 2
+    if bend * h * h > {BOUND!r} ** 2 * apart:
+        hints += 1
+    else:
+        hints = max(0, hints - 1)
+    switched = hints >= {PATIENCE["explicit"]}
+elif 2 * accepted < hss:
+    switched = stiff != (hs[r * hss + 2 * accepted + 1] != 0.0)"""
+
+
+def back_to_explicit(method: Method, at: WorkLayout) -> str:
+    """A row that switches begins anew: with the slope at its state, and without a Jacobian."""
+    if method.stiff is None:
+        return ""
+    return f"""if switched:
+    if mode == 0:
+        stiff = not stiff
+    hints = 0
+    stale = True
+    taken = 2.0
+    if not last:
+        field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
+        evals += 1"""
