@@ -16,7 +16,8 @@ class Status(enum.IntEnum):
     """How the solve of one row ended.
 
     ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to
-    zero.
+    zero. ``NO_STEADY_STATE`` and ``SINGULAR`` are ends of a search for a steady state: nothing settles, or the state
+    is one of many that lie side by side, so that it has no gradient.
     """
 
     OK = 0
@@ -24,6 +25,8 @@ class Status(enum.IntEnum):
     UNDERFLOW = 2
     NON_FINITE = 3
     NON_FINITE_GRADIENT = 4
+    NO_STEADY_STATE = 10
+    SINGULAR = 11
 
     @property
     def sentence(self) -> str:
@@ -36,6 +39,8 @@ _SENTENCES = {
     Status.UNDERFLOW: "step size underflow",
     Status.NON_FINITE: "non-finite state",
     Status.NON_FINITE_GRADIENT: "non-finite gradient",
+    Status.NO_STEADY_STATE: "no steady state found",
+    Status.SINGULAR: "singular Jacobian at the steady state",
 }
 
 
