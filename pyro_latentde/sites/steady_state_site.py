@@ -33,7 +33,6 @@ def steady_state(
     max_iterations: int = 50,
     conserved: Any = None,
     stable: bool = False,
-    positive: bool = False,
     event_dims: dict[str, int] | None = None,
     **settings: Any,
 ) -> Any:
@@ -58,7 +57,6 @@ def steady_state(
         max_iterations: Most Newton iterations of a row before it is integrated.
         conserved: ``(C, D)``: linear functionals that the field conserves, held at their values at ``y_guess``.
         stable: Take the steady state that the trajectory from ``y_guess`` settles in.
-        positive: Whether states that are positive in ``y_guess`` have to stay so.
         event_dims: Dimensions of one row, by parameter name, where the field does not tell.
         settings: ``method``, ``engine``, ``max_steps`` of the integration; :func:`~pyro_latentde.solver` changes them
             and the tolerances from outside, where they make sense here.
@@ -93,7 +91,6 @@ def steady_state(
             max_iterations=max_iterations,
             conserved=conserved,
             stable=stable,
-            positive=positive,
             event_dims=event_dims,
             on_failure=failed,
             **_settings(name, {"rtol": rtol, "atol": atol, **settings}),

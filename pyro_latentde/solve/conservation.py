@@ -81,7 +81,7 @@ def _rows_of_numbers(given: Any, names: Sequence[str]) -> np.ndarray:
             rows.append(row.detach().cpu().numpy() if isinstance(row, Tensor) else row)
         given = rows
     try:
-        weights = np.array(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float64)
+        weights = np.array(given.detach().cpu().numpy() if isinstance(given, Tensor) else given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ShapeError(
             f"conserved = {given!r} cannot be read; expected rows of {len(names)} numbers: {error}."
@@ -134,9 +134,11 @@ def conserved_directions(
     turn, values, _ = np.linalg.svd(null @ moving.T) if len(null) and len(moving) else (np.eye(len(null)), (), None)
     values = np.concatenate([values, np.zeros(len(null) - len(values))])
     laws = turn[:, values <= rounding].T @ null
-    basis = np.linalg.qr(known.T)[0]
-    new, places = _reduced(laws - laws @ basis @ basis.T, 1e-6)
-    return _readable(new[: len(places)]), len(null) - len(laws)
+    new = known
+    for law in _reduced(laws, 1e-6)[0]:
+        more = np.vstack([new, law])
+        new = more if np.linalg.matrix_rank(more, 1e-6) == len(more) else new
+    return _readable(new[len(known) :]), len(null) - len(laws)
 
 
 def _readable(laws: np.ndarray) -> np.ndarray:

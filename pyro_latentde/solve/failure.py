@@ -56,7 +56,7 @@ def steady_failure_message(problem: Problem, status: np.ndarray) -> str:
         status: Status codes, any shape.
     """
     row, told, inputs = _first_failed(problem, status, "steady states")
-    advice = _given_badly(problem, row) or _STEADY_ADVICE.get(Status(int(status.reshape(-1)[row])), "")
+    advice = _given_badly(problem, row, "y_guess") or _STEADY_ADVICE.get(Status(int(status.reshape(-1)[row])), "")
     return (
         f"{told} failed, y_guess {inputs}. Try: {advice}. To go on with NaN in such rows: "
         'steady_state_solve(..., on_failure="nan"); lde.steady_state does so under every Pyro handler.'
@@ -78,11 +78,11 @@ def _first_failed(problem: Problem, status: np.ndarray, what: str) -> tuple[int,
     return row, f"{len(failed)} of {len(codes)} {what} failed: {kinds}.{where}", f"{state}, parameters {{{values}}}"
 
 
-def _given_badly(problem: Problem, row: int) -> str:
+def _given_badly(problem: Problem, row: int, start: str = "y0") -> str:
     """Which input of the row is not finite, if one is."""
     y0 = peek(_row(problem, 0, row))
     for i in np.flatnonzero(~np.isfinite(y0))[:1] if y0 is not None else ():
-        name = (problem.info.state.coordinates or {i: f"y0[{i}]"})[i]
+        name = (problem.info.state.coordinates or {i: f"{start}[{i}]"})[i]
         return f"make the initial state finite, {name} is {y0[i]:g} in this row"
     for k, name in enumerate(problem.names):
         values = peek(_row(problem, 3 + k, row))

@@ -24,10 +24,20 @@ class Equations(Protocol):
 
 
 class Roots(NamedTuple):
-    """Where the iteration ended: states ``(N, D)``, whether they are roots ``(N,)``, and iterations ``(N,)``."""
+    """Where the iteration ended.
+
+    Args:
+        y: States, ``(N, D)``.
+        found: Whether they are roots, ``(N,)``.
+        isolated: Whether they are roots with a regular dF/dy, ``(N,)``.
+        jacobian: Of the field there, ``(N, D, D)``.
+        iterations: Of each row, ``(N,)``.
+    """
 
     y: Tensor
     found: Tensor
+    isolated: Tensor
+    jacobian: Tensor
     iterations: Tensor
 
 
@@ -56,7 +66,6 @@ def find_roots(
     max_iterations: int,
     *,
     damped: bool = True,
-    positive: bool = False,
 ) -> Roots:
     r"""Newton's method with the natural monotonicity test: :math:`y \leftarrow y - \lambda A^{-1} F(y)`.
 
@@ -68,10 +77,9 @@ def find_roots(
         equations: F and dF/dy.
         y: Starts, ``(N, D)``.
         rows: Rows they belong to, ``(N,)``.
-        tolerance: When a correction is small enough; one more is added then.
+        tolerance: When a correction is small enough; another one follows it.
         max_iterations: Most linearisations of a row.
         damped: Whether to shorten corrections; else a row is given up unless its start lies next to a root.
-        positive: Whether states that are positive at the start have to stay so.
 
     References:
         Deuflhard, "Newton Methods for Nonlinear Problems", Springer 2004, section 3.3.
@@ -79,7 +87,7 @@ def find_roots(
     y, found = y.clone(), torch.zeros(len(y), dtype=torch.bool, device=y.device)
     iterations = torch.zeros(len(y), dtype=torch.int64, device=y.device)
     work = torch.arange(len(y), device=y.device)
-    share, inside = y.new_ones(len(y)), (y > 0) & positive
+    share = y.new_ones(len(y))
     for _ in range(max_iterations):
         if not len(work):
             break
@@ -94,7 +102,7 @@ def find_roots(
         found[work[done]] = True
         go = (usable & ~done).nonzero()[:, 0]
         first = torch.minimum(4 * share[work[go]], y.new_ones(())) if damped else y.new_ones(len(go))
-        taken = _shorten(equations, start, step, mine, solve, go, first, damped, inside[work])
+        taken = _shorten(equations, start, step, mine, solve, go, first, damped)
         better, length, nxt, correction = taken
         close = better & (length == 1) & tolerance.small(correction, nxt)
         end = torch.where(close[:, None], nxt + correction, nxt)
@@ -102,7 +110,11 @@ def find_roots(
         y[work[better]], share[work] = end[better], length
         found[work[close]] = True
         work = work[better & ~close]
-    return Roots(y, found & torch.isfinite(y).all(1), iterations)
+    residual, matrix, jacobian = equations.linearised(y, rows)
+    last = y - _solver(matrix)(residual)  # one more correction, since the matrix is needed anyway
+    y = torch.where((found & torch.isfinite(last).all(1))[:, None], last, y)
+    found = found & torch.isfinite(y).all(1)
+    return Roots(y, found, found & is_regular(matrix), jacobian, iterations)
 
 
 Taken = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -117,7 +129,6 @@ def _shorten(
     go: Tensor,
     share: Tensor,
     damped: bool,
-    inside: Tensor,
 ) -> Taken:
     """Of the rows ``go``: whether a share of the step brings them closer, which, where to, and the next correction."""
     scale = start.abs() + step.abs()
@@ -129,7 +140,6 @@ def _shorten(
     while len(trying):
         at = go[trying]
         trial = start[at] + share[trying, None] * step[at]
-        trial = torch.where(inside[at], torch.maximum(trial, 0.1 * start[at]), trial)
         residual = equations.residual(trial, rows[at])
         following = step.new_zeros(step.shape).index_copy(0, at, residual)
         following = -solve(following)[at]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.newton import Equations, Tolerance, find_roots, is_regular
+from pyro_latentde.solve.newton import Equations, Tolerance, find_roots
 from pyro_latentde.solve.solution import Status
 
 __all__ = ["Integrate", "Settled", "is_stable", "settle"]
@@ -38,7 +38,6 @@ def settle(
     tolerance: Tolerance,
     conserved: int,
     max_steps: int,
-    positive: bool,
 ) -> Settled:
     """Follow the trajectories from ``y`` until Newton's method takes over, or until nothing moves any more.
 
@@ -54,7 +53,6 @@ def settle(
         tolerance: Of the root.
         conserved: Number of conserved quantities that F knows of.
         max_steps: Most steps of a row.
-        positive: As for :func:`.find_roots`.
     """
     y, n = y.clone(), len(y)
     status = torch.full((n,), int(Status.NO_STEADY_STATE), device=y.device)
@@ -63,8 +61,6 @@ def settle(
     span = torch.where(torch.isfinite(slope) & (slope > 0), 1 / slope, 1.0)
     work = torch.arange(n, device=y.device)
     for _ in range(_SPANS):
-        if not len(work):
-            break
         before, mine = y[work], rows[work]
         after, code, count = integrate(before, span[work], mine)
         steps[work] += count
@@ -72,18 +68,20 @@ def settle(
         code = torch.where((code == 0) & (steps[work] > max_steps), int(Status.MAX_STEPS), code)
         status[work[code != 0]] = code[code != 0]
         work, before, after, mine = (x[code == 0] for x in (work, before, after, mine))
-        roots = find_roots(equations, after, mine, tolerance, _TRIES, damped=False, positive=positive)
+        if not len(work):
+            break
+        roots = find_roots(equations, after, mine, tolerance, _TRIES, damped=False)
         iterations[work] += roots.iterations
-        _, matrix, field = equations.linearised(roots.y, mine)
-        isolated = roots.found & is_regular(matrix)
-        good = isolated & is_stable(field, conserved)
+        good = roots.isolated & is_stable(roots.jacobian, conserved)
         status[work[good]] = int(Status.OK)
-        still = ~isolated & tolerance.small(0.1 * (after - before), after)
+        still = ~roots.isolated & tolerance.small(0.1 * (after - before), after)
         status[work[still]] = int(Status.SINGULAR)
         near = roots.found & tolerance.small(1e-3 * (roots.y - after), after)
         end = work[good | (still & near)]
         y[end] = roots.y[good | (still & near)]
         work = work[~(good | still)]
+        if not len(work):
+            break
         span[work] *= _GROWTH
     return Settled(y, status, iterations, steps)
 

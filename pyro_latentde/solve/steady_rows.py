@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.conservation import Conserved, conserved_directions
 from pyro_latentde.solve.linearised_field import LinearisedField, MakeLinearised
-from pyro_latentde.solve.newton import Tolerance, find_roots, is_regular
+from pyro_latentde.solve.newton import Tolerance, find_roots
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.settling import settle
 from pyro_latentde.solve.solution import Status
@@ -34,7 +34,6 @@ class SteadyControl:
     max_iterations: int
     max_steps: int
     stable: bool
-    positive: bool
     differentiated: bool
 
 
@@ -108,10 +107,7 @@ class SteadyRows(RowFunction):
         self._check_conserved(equations, guess, every)
         y, iterations, usable = guess, torch.zeros_like(every), torch.zeros_like(every, dtype=torch.bool)
         if not control.stable:
-            y, found, iterations = find_roots(
-                equations, guess, every, control.tolerance, control.max_iterations, positive=control.positive
-            )
-            usable = found & is_regular(equations.linearised(y, every)[1])
+            y, _, usable, _, iterations = find_roots(equations, guess, every, control.tolerance, control.max_iterations)
         status, steps = torch.zeros_like(every), torch.zeros_like(every)
         rest = (~usable).nonzero()[:, 0]
         if len(rest):
@@ -123,7 +119,6 @@ class SteadyRows(RowFunction):
                 control.tolerance,
                 conserved,
                 control.max_steps,
-                control.positive,
             )
             y = y.index_copy(0, rest, settled.y)
             status = status.index_copy(0, rest, self._judged(equations, guess, rest, settled.y, settled.status))

@@ -69,7 +69,6 @@ def steady_state_solve(
     max_iterations: int = 50,
     conserved: Any = None,
     stable: bool = False,
-    positive: bool = False,
     event_dims: dict[str, int] | None = None,
     method: str | None = None,
     engine: str = "auto",
@@ -102,7 +101,6 @@ def steady_state_solve(
             or dicts from names of states (``[{"S": 1, "SE": 1}]``) where states have names.
         stable: Take the steady state that the trajectory from ``y_guess`` settles in, which is stable, instead of the
             one that Newton's method reaches; where there are several they may differ.
-        positive: Whether states that are positive in ``y_guess`` have to stay so.
         event_dims: As for :func:`~pyro_latentde.odesolve`.
         method: Of the integration, any with an error estimate.
         engine: ``"auto"``, ``"fused"`` (a traced field, integration by one compiled kernel) or ``"torch"``.
@@ -147,7 +145,7 @@ def steady_state_solve(
     function = SteadyRows(
         linearised_field(problem, engine),
         problem.leaves,
-        SteadyControl(Tolerance(rtol, atol), max_iterations, max_steps, stable, positive, _differentiated(problem)),
+        SteadyControl(Tolerance(rtol, atol), max_iterations, max_steps, stable, _differentiated(problem)),
         read_conserved(conserved, names),
         _integrator(problem, settings, engine),
         lambda laws, more, row: _told(laws, more, names, row, problem),
