@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
-from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.sites.field_weights import held_weights
@@ -82,21 +81,22 @@ def steady_state(
         (torch.Size([1]), torch.Size([5, 1]))
     """
     failed = "nan" if pyro.poutine.runtime.am_i_wrapped() else "raise"
-    with named_errors(name), held_weights(f) as field:
-        found = steady_state_solve(
-            field,
-            y_guess,
-            params,
-            t=t,
-            max_iterations=max_iterations,
-            conserved=conserved,
-            stable=stable,
-            event_dims=event_dims,
-            on_failure=failed,
-            **_settings(name, {"rtol": rtol, "atol": atol, **settings}),
-        )
-        value: Tensor = found.shape_of_state.flatten_trajectory(found.y)
-        value = record_steady_state(name, value, found, states)
+    with named_errors(name):
+        keywords = _settings(name, {"rtol": rtol, "atol": atol, **settings})
+        with held_weights(f) as field:
+            found = steady_state_solve(
+                field,
+                y_guess,
+                params,
+                t=t,
+                max_iterations=max_iterations,
+                conserved=conserved,
+                stable=stable,
+                event_dims=event_dims,
+                on_failure=failed,
+                **keywords,
+            )
+        value = record_steady_state(name, found.shape_of_state.flatten_trajectory(found.y), found, states)
     return found.shape_of_state.unflatten(value)
 
 
