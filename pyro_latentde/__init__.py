@@ -11,14 +11,17 @@ from pyro_latentde.sites.ode_site import ode
 from pyro_latentde.sites.population_site import population
 from pyro_latentde.sites.series_plate import series_plate
 from pyro_latentde.sites.settings import solver
+from pyro_latentde.sites.steady_state_site import steady_state
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution, Status
+from pyro_latentde.solve.steady_solve import SteadyState, steady_state_solve
 
 __all__ = [
     "Posterior",
     "Series",
     "Solution",
     "Status",
+    "SteadyState",
     "analysis",
     "clear_cache",
     "errors",
@@ -32,6 +35,8 @@ __all__ = [
     "series_plate",
     "set_num_threads",
     "solver",
+    "steady_state",
+    "steady_state_solve",
     "train",
 ]
 

@@ -21,6 +21,7 @@ from pyro_latentde.infer.prior_draws import prior
 from pyro_latentde.infer.regions import Region, best_region
 from pyro_latentde.posterior.model_sites import kind_of
 from pyro_latentde.posterior.runner import Draw, run_draws, trace_model
+from pyro_latentde.sites.ode_record import solve_record
 from pyro_latentde.solve.solution import Status
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _look_at(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Callable[[
             trace = trace_model(model, draw, args, kwargs)
             trace.compute_log_prob()
         for name, node in trace.nodes.items():
-            record = node["infer"].get("lde_ode") if node["type"] == "sample" else None
+            record = solve_record(node) if node["type"] == "sample" else None
             if record is not None and record.get("status") is not None:
                 found[f"status:{name}"], found[f"steps:{name}"] = record["status"], record["n_steps"]
             elif kind_of(node) in ("observed", "factor"):

@@ -19,6 +19,7 @@ from torch.distributions.transforms import Transform
 
 from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.infer.model_checks import check_observed, check_plates
+from pyro_latentde.sites.ode_record import solve_record
 
 __all__ = ["Aux", "LatentSite", "LogJoint"]
 
@@ -245,7 +246,7 @@ def _reject_failures(lp: Tensor, grad: Tensor, failed: Tensor) -> tuple[Tensor, 
 
 def _solves(trace: poutine.Trace) -> list[dict[str, Any]]:
     """Records of the solves that tell how they went; a trajectory of many segments does not."""
-    records = [(site.get("infer") or {}).get("lde_ode") for site in trace.nodes.values()]
+    records = [solve_record(site) for site in trace.nodes.values()]
     return [record for record in records if record and record.get("status") is not None]
 
 

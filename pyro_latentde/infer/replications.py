@@ -24,6 +24,7 @@ from pyro_latentde.infer.log_joint import LogJoint
 from pyro_latentde.infer.nuts_kernel import ChainRecord, run_chain
 from pyro_latentde.infer.nuts_run import DENSE_UP_TO
 from pyro_latentde.infer.starts import chain_generators
+from pyro_latentde.sites.ode_record import solve_record
 
 __all__ = ["METHODS", "Fits", "Replications", "Truths", "simulate_truths"]
 
@@ -117,7 +118,7 @@ def simulate_truths(joint: LogJoint, num: int, seed: int) -> Truths:
             trace = poutine.trace(joint.model).get_trace(*joint.args, **joint.kwargs)
         good = torch.ones((), dtype=torch.bool, device=joint.device)
         for node in trace.nodes.values():
-            record = (node.get("infer") or {}).get("lde_ode")
+            record = solve_record(node)
             if record and record.get("status") is not None:
                 good = good & (record["status"] == 0).all()
         return {name: trace.nodes[name]["value"] for name in names}, simulated.data, good

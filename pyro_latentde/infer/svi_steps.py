@@ -23,6 +23,7 @@ from pyro_latentde.infer.annealing import KLWeight, PartsOfELBO
 from pyro_latentde.infer.devices import OneDevice
 from pyro_latentde.infer.failed_draws import FAILURES, retry_failed
 from pyro_latentde.posterior.model_sites import kind_of, seeded
+from pyro_latentde.sites.ode_record import solve_record
 
 __all__ = ["Clip", "Step", "Stepper", "make_optimizer"]
 
@@ -336,8 +337,8 @@ def _one_kernel(optimizer: type, params: list[Tensor]) -> dict[str, bool]:
 
 def _bad_site(trace: poutine.Trace, where: str) -> str | None:
     for name, node in trace.nodes.items():
-        if kind_of(node) == "ode" and not node["value"].isfinite().all():
-            rows = ~node["value"].isfinite().flatten(-2).all(-1)
+        if solve_record(node) is not None and not node["value"].isfinite().all():
+            rows = ~node["value"].isfinite().flatten(-node["fn"].event_dim).all(-1)
             return f"the solve of site '{name}' failed for {int(rows.sum())} of {rows.numel()} rows"
     for name, node in trace.nodes.items():
         if kind_of(node) is None:

@@ -17,6 +17,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from pyro_latentde.errors import ShapeError, SolveError
+from pyro_latentde.sites.ode_record import solve_record
 
 __all__ = [
     "ModelSites",
@@ -214,7 +215,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _solve_failed(node: dict[str, Any]) -> bool:
-    return kind_of(node) == "ode" and not bool(torch.isfinite(node["value"]).all())
+    return solve_record(node) is not None and not bool(torch.isfinite(node["value"]).all())
 
 
 def check_shape(node: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ class Status(enum.IntEnum):
     """How the solve of one row ended.
 
     ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to
-    zero.
+    zero. ``NO_STEADY_STATE`` and ``SINGULAR`` are ends of a search for a steady state: nothing settles, or the state
+    is one of many that lie side by side, so that it has no gradient.
     """
 
     OK = 0
@@ -28,6 +29,8 @@ class Status(enum.IntEnum):
     NON_FINITE = 3
     NON_FINITE_GRADIENT = 4
     NO_CONVERGENCE = 5
+    NO_STEADY_STATE = 10
+    SINGULAR = 11
 
     @property
     def sentence(self) -> str:
@@ -41,6 +44,8 @@ _SENTENCES = {
     Status.NON_FINITE: "non-finite state",
     Status.NON_FINITE_GRADIENT: "non-finite gradient",
     Status.NO_CONVERGENCE: "Newton's method did not converge",
+    Status.NO_STEADY_STATE: "no steady state found",
+    Status.SINGULAR: "singular Jacobian at the steady state",
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_latentde.solve.row_function import RowFunction
 
-__all__ = ["TorchRows", "jvp_of", "vjp_of"]
+__all__ = ["TorchRows", "differentiable", "jvp_of", "pulled_back", "recordable", "vjp_of"]
 
 Compute = Callable[[int, tuple[bool, ...], Sequence[Tensor]], list[Tensor]]
 
@@ -39,7 +39,7 @@ class TorchRows(RowFunction):
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         with torch.inference_mode(False), torch.no_grad():
-            return [t.contiguous() for t in self.compute(rows, shared, [t.detach() for t in _recordable(tensors)])]
+            return [t.contiguous() for t in self.compute(rows, shared, [t.detach() for t in recordable(tensors)])]
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self)
@@ -48,12 +48,12 @@ class TorchRows(RowFunction):
         return jvp_of(self)
 
 
-def _recordable(tensors: Sequence[Tensor]) -> list[Tensor]:
+def recordable(tensors: Sequence[Tensor]) -> list[Tensor]:
     """A recorded log-joint is replayed in inference mode, whose tensors no gradient can pass."""
     return [t.clone() if t.is_inference() else t for t in tensors]
 
 
-def _differentiable(tensors: Sequence[Tensor], wrt: Sequence[int]) -> list[Tensor]:
+def differentiable(tensors: Sequence[Tensor], wrt: Sequence[int]) -> list[Tensor]:
     """The same tensors, those in ``wrt`` ready for derivatives (inside a higher derivative they are already)."""
     tensors = list(tensors)
     for i in wrt:
@@ -62,7 +62,9 @@ def _differentiable(tensors: Sequence[Tensor], wrt: Sequence[int]) -> list[Tenso
     return tensors
 
 
-def _grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], keep: bool) -> list[Tensor]:
+def pulled_back(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], keep: bool
+) -> list[Tensor]:
     pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad]
     if not pairs:
         return [torch.zeros_like(i) for i in inputs]
@@ -84,10 +86,10 @@ def vjp_of(function: TorchRows) -> TorchRows:
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         keep = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            tensors = _recordable(tensors)
-            x = _differentiable(tensors[:n], function.wrt)
+            tensors = recordable(tensors)
+            x = differentiable(tensors[:n], function.wrt)
             out = function.compute(rows, shared[:n], x)
-            return _grad(out, [x[i] for i in function.wrt], tensors[n:], keep)
+            return pulled_back(out, [x[i] for i in function.wrt], tensors[n:], keep)
 
     def empty(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return [torch.empty(tensors[i].shape, dtype=tensors[i].dtype, device=tensors[i].device) for i in function.wrt]
@@ -103,12 +105,12 @@ def jvp_of(function: TorchRows) -> TorchRows:
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         keep = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            tensors = _recordable(tensors)
-            x = _differentiable(tensors[:n], function.wrt)
+            tensors = recordable(tensors)
+            x = differentiable(tensors[:n], function.wrt)
             out = function.compute(rows, shared[:n], x)
             seeds = [torch.zeros_like(o).requires_grad_() for o in out]
-            bars = _grad(out, [x[i] for i in function.wrt], seeds, True)
-            return _grad(bars, seeds, tensors[n:], keep)
+            bars = pulled_back(out, [x[i] for i in function.wrt], seeds, True)
+            return pulled_back(bars, seeds, tensors[n:], keep)
 
     def empty(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return function.outputs(rows, shared[:n], tensors[:n])

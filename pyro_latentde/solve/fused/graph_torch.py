@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_latentde.solve.fused.graph import Graph, Node, reachable
 
-__all__ = ["graph_field"]
+__all__ = ["batched_graph", "graph_field"]
 
 _RENAMED: dict[str, Callable[..., Tensor]] = {
     "and": torch.logical_and,
@@ -37,6 +37,25 @@ def graph_field(graph: Graph, outputs: Sequence[Node]) -> Callable[[Tensor, Tens
         return torch.stack([value[n].expand(t.shape) for n in outputs], dim=-1)
 
     return field
+
+
+def batched_graph(graph: Graph, outputs: Sequence[Node]) -> Callable[[Sequence[Tensor], Sequence[bool]], Callable]:
+    """As :func:`graph_field`, for leaves as the user gave them: ``make(leaves, shared)`` gives ``f(t, y, rows)``.
+
+    A leaf is ``(...)`` where shared, else ``(R, ...)``; ``rows`` are those to evaluate, None for all.
+    """
+    field = graph_field(graph, outputs)
+
+    def make(leaves: Sequence[Tensor], shared: Sequence[bool]) -> Callable[..., Tensor]:
+        flat = [x.reshape(-1) if one else x.reshape(x.shape[0], -1) for x, one in zip(leaves, shared, strict=True)]
+
+        def f(t: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+            chosen = flat if rows is None else [x if one else x[rows] for x, one in zip(flat, shared, strict=True)]
+            return field(t, y, chosen)
+
+        return f
+
+    return make
 
 
 def _value(node: Node, value: dict[Node, Tensor], t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:

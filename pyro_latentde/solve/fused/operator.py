@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.solve.fused.cpu import Arrays, Bars, CpuKernel, Layout, Record, Steps
-from pyro_latentde.solve.fused.graph_torch import graph_field
+from pyro_latentde.solve.fused.graph_torch import batched_graph
 from pyro_latentde.solve.lift import is_wrapped
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
@@ -151,22 +151,13 @@ class FusedSolve(RowFunction):
 
     def replayed(self) -> TorchRows:
         """The same solution as differentiable torch code along the accepted steps, for higher derivatives."""
-        field = graph_field(self.kernel.graph, self.kernel.outputs)
-
-        def batched(leaves: Sequence[Tensor], shared: Sequence[bool]) -> object:
-            flat = [x.reshape(-1) if one else x.reshape(x.shape[0], -1) for x, one in zip(leaves, shared, strict=True)]
-
-            def f(t: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
-                chosen = flat if rows is None else [x if one else x[rows] for x, one in zip(flat, shared, strict=True)]
-                return field(t, y, chosen)
-
-            return f
+        field = batched_graph(self.kernel.graph, self.kernel.outputs)
 
         def sizes(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
             return torch.from_numpy(steps.plan()), torch.from_numpy(steps.status)
 
-        return replay_function(batched, sizes, self.kernel.method, 3 + self.kernel.leaves)
+        return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves)
 
     def make_vjp(self) -> RowFunction:
         return _FusedVJP(self)
