@@ -11,7 +11,7 @@ from decay_model import TIMES, N, T, draw, model, series
 from pyro import poutine
 
 import pyro_latentde as lde
-from pyro_latentde.errors import ShapeError
+from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.models.shooting import Shooting
 from pyro_latentde.sites.settings import extra_times
 
@@ -230,3 +230,8 @@ def test_what_shooting_cannot_do_is_told():
         lde.ode("z", lambda t, y: y, y0, torch.arange(3.0), shooting=Shooting(1, 0.1))
     with pytest.raises(ValueError, match="parts = 2"):
         Shooting(3, 0.1, parts=2)
+
+
+def test_shooting_of_another_type_is_told():
+    with pytest.raises(LatentDEError, match=r"ode 'z': shooting: expected models.Shooting\(length, sd\), got float"):
+        lde.ode("z", lambda t, z: -z, torch.ones(1).double(), torch.linspace(0.0, 1.0, 3).double(), shooting=0.1)
