@@ -13,7 +13,7 @@ from ode_fields import DOUBLE, ENGINES, RATES, STARTS, prey_predator, solve, ten
 import pyro_latentde as lde
 from pyro_latentde.errors import SolveError
 
-OK, MAX_STEPS, UNDERFLOW, NON_FINITE, NON_FINITE_GRADIENT, _ = lde.Status
+OK, MAX_STEPS, UNDERFLOW, NON_FINITE, NON_FINITE_GRADIENT, *_ = lde.Status
 TIMES = tensor(0.0, 0.3, 1.0)
 
 
