@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_latentde.errors import SolveError
+from pyro_latentde.errors import GradientPathError, SolveError
 from pyro_latentde.solve.choices import not_among
+from pyro_latentde.solve.event_calls import call_condition, call_reset
+from pyro_latentde.solve.event_rows import MakeEvents, row_events
+from pyro_latentde.solve.event_watch import capacity
+from pyro_latentde.solve.events import Event
 from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread
 from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem
@@ -20,7 +24,7 @@ from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
 from pyro_latentde.solve.vector_field import row_of
 
-__all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "torch_function"]
+__all__ = ["ENGINES", "batched_events", "batched_field", "choose_engine", "fused_function", "torch_function"]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
@@ -41,9 +45,12 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
 
     Raises:
         SolveError: For an unknown engine, or ``engine="fused"`` where the field cannot be compiled.
+        GradientPathError: For a continuous adjoint of a solve with events.
     """
     if engine not in ENGINES:
         raise SolveError(not_among("engine", engine, ENGINES))
+    if problem.events:
+        _refuse_events(engine, gradient)
     if gradient == "adjoint":
         if engine in ("auto", "torchdiffeq"):
             return "torchdiffeq", 'gradient="adjoint" is the continuous adjoint of torchdiffeq'
@@ -58,8 +65,20 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
     return "torch", obstacle
 
 
+def _refuse_events(engine: str, gradient: str) -> None:
+    if gradient == "adjoint":
+        raise GradientPathError(
+            'gradient="adjoint" (the continuous adjoint of torchdiffeq) does not know events: at each of them the '
+            'adjoint would jump. Use gradient="discrete" (the default) or "forward": both go through the event times.'
+        )
+    if engine == "torchdiffeq":
+        raise SolveError('engine="torchdiffeq" does not know events; use engine="auto", "fused" or "torch".')
+
+
 def _why_not_fused(problem: Problem) -> str | None:
     kernels, y0 = problem.info.kernels, problem.tensors[0]
+    if problem.events:
+        return "events are found by the torch engine"
     if "trace" not in kernels:
         kernels["trace"] = _no_kernel_for(y0) or _trace(problem)
     traced = kernels["trace"]
@@ -128,13 +147,32 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
 
 def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]:
     """The user's field over rows: ``make(leaves, shared)`` gives ``f(t (R,), y (R, D), rows) -> (R, D)``."""
-    info, f, own, originals = problem.info, problem.f, problem.own, problem.originals
+    info, f = problem.info, problem.f
+    return _batched(problem, lambda t, y, leaves: info.call(f, t, y, leaves))
+
+
+def batched_events(problem: Problem) -> MakeEvents:
+    """The functions of the user's events over rows."""
+    info = problem.info
+
+    def both(event: Event) -> tuple[Callable, Callable | None]:
+        condition = _batched(problem, lambda t, y, leaves: call_condition(info, event, t, y, leaves))
+        if event.reset is None:
+            return condition, None
+        return condition, _batched(problem, lambda t, y, leaves: call_reset(info, event, t, y, leaves))
+
+    return row_events([e.traits for e in problem.events], [both(e) for e in problem.events])
+
+
+def _batched(problem: Problem, call: Callable[..., Tensor]) -> Callable[[Sequence[Tensor], Sequence[bool]], Callable]:
+    """``call(t, y, leaves)`` of one row, over rows."""
+    info, own, originals = problem.info, problem.own, problem.originals
 
     def one(t: Tensor, y: Tensor, *leaves: Tensor) -> Tensor:
         exchanged = {id(x): leaf for x, leaf in zip(originals, leaves[own:], strict=True)}
         lift = Lift([t, y, *leaves], exchanged, complete=True)
         with lift:
-            return lift.adopt(info.call(f, t, y, leaves[:own]))
+            return lift.adopt(call(t, y, leaves[:own]))
 
     def make(leaves: Sequence[Tensor], shared: Sequence[bool]) -> BatchedField:
         dims = (0, 0, *(None if s else 0 for s in shared))
@@ -158,4 +196,8 @@ def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool
 def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
     method, replay = get_method(settings.method), settings.replay_steps(problem)
-    return TorchSolve(batched_field(problem), problem.leaves, method, **settings.control, replay=replay)
+    events = batched_events(problem) if problem.events else None
+    room = capacity([e.traits for e in problem.events])
+    return TorchSolve(
+        batched_field(problem), problem.leaves, method, **settings.control, replay=replay, events=events, room=room
+    )

@@ -16,6 +16,8 @@ _ADVICE = {
     Status.UNDERFLOW: 'look whether the solution blows up at these parameters, or take method="auto" if it is stiff',
     Status.NO_CONVERGENCE: "take smaller steps, or leave step_size out so that the tolerances choose them",
     Status.NON_FINITE: "look for a logarithm, root or division that leaves its domain at these parameters",
+    Status.TOO_MANY_EVENTS: "end the row where it comes to rest (a terminal event on the speed, for example), let the "
+    "reset carry the state clear of zero, name the direction that counts, or raise max_events if there are so many",
 }
 
 _STEADY_ADVICE = {
@@ -30,22 +32,35 @@ _STEADY_ADVICE = {
 }
 
 
-def failure_message(problem: Problem, status: np.ndarray, ys: Tensor) -> str:
+def failure_message(problem: Problem, status: np.ndarray, ys: Tensor, moments: Tensor | None = None) -> str:
     """The text of the :class:`SolveError` for failed rows.
 
     Args:
         problem: What was solved.
         status: Status codes, any shape.
         ys: States of the rows, ``(R, T, D)``, NaN where not reached.
+        moments: Times of their events, ``(R, E)``, padded with NaN.
     """
     row, told, inputs = _first_failed(problem, status, "trajectories")
     times, start = _row(problem, 1, row), float(_row(problem, 2, row))
     reached = torch.isfinite(ys[row]).all(-1)
     last = float(times[reached].max() if times[-1] >= start else times[reached].min()) if reached.any() else start
+    if Status(int(status.reshape(-1)[row])) == Status.TOO_MANY_EVENTS:
+        told = told + _chattering(peek(moments[row]))
     advice = _given_badly(problem, row) or _ADVICE.get(Status(int(status.reshape(-1)[row])), "")
     return (
         f"{told} failed after t={last:g} (of {start:g}..{float(times[-1]):g}), y0 {inputs}. Try: {advice}. To go on "
         'with NaN in such rows: odesolve(..., on_failure="nan"); lde.ode does so under every Pyro handler.'
+    )
+
+
+def _chattering(moments: np.ndarray) -> str:
+    """How many events there were, and when the last of them."""
+    times = moments[np.isfinite(moments)]
+    last = ", ".join(f"{t:.9g}" for t in times[-3:])
+    return (
+        f" had {len(times)} events between t={times[0]:.6g} and t={times[-1]:.6g} (the last at {last}), and one more "
+        f"would be more than max_events: the condition crosses zero again and again. It"
     )
 
 

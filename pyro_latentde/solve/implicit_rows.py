@@ -133,13 +133,13 @@ def replayed_stages(
 ) -> tuple[list[Tensor], Tensor]:
     """Stages and the state at the end of one step, differentiable up to order 3 by the implicit function theorem."""
     hg, width = (method.gamma * h).to(y.dtype), h.to(y.dtype)[:, None]
-    found = implicit_step(field, method, t.detach(), y.detach(), h, k1.detach(), None)
+    found = implicit_step(field, method, t.detach(), y.detach(), h.detach(), k1.detach(), None)
     solved = torch.where(found.converged, 0.0, torch.nan)[:, None].to(y.dtype)
     k, inner = [k1], y
     for c, row, value in zip(method.c[1:], method.a[1:], found.k[1:], strict=True):
         base = y + width * _weighted(row[:-1], k)
         at = (base + hg[:, None] * value).detach()
-        matrix = _newton_matrix(hg, jacobian(field, t + c * h, at))
+        matrix = _newton_matrix(hg.detach(), jacobian(field, t + c * h, at))
         for _ in range(ORDERS):
             residual = value - field(t + c * h, base + hg[:, None] * value)
             value = value - torch.linalg.lu_solve(*matrix, residual[..., None])[..., 0]

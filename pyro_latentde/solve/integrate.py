@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``odesolve``: check, choose an engine, solve, wrap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
+from pyro_latentde.solve.events import Event, FoundEvents, as_events
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
 from pyro_latentde.solve.methods import get_method
@@ -41,6 +42,7 @@ def odesolve(
     max_steps: int = 10_000,
     on_failure: str = "raise",
     replay: Solution | None = None,
+    events: Event | Sequence[Event] | None = None,
 ) -> Solution:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
 
@@ -69,7 +71,10 @@ def odesolve(
             (``{"k": 1}``; a single tensor is called ``"p"``), where the field does not tell.
         max_steps: Most steps of a row in the whole solve, rejected ones included.
         on_failure: ``"raise"``, or ``"nan"``: failed rows are NaN with a status.
-        replay: A solution whose accepted steps are taken again, without error control.
+        replay: A solution whose accepted steps are taken again, without error control; a step that ended in an event
+            ends where the event is now.
+        events: An :class:`Event`, or several: what happens where a condition on the state changes sign. The first
+            event of a row is taken first; ``solution.events`` tells what happened.
 
     Returns:
         The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
@@ -78,6 +83,7 @@ def odesolve(
         SolveError: If rows fail (``on_failure="raise"``), or for settings that cannot be met.
         ShapeError: For shapes, dtypes or devices that do not fit.
         DataError: For times that are not finite, or unsorted without ``t0``.
+        GradientPathError: For ``gradient="adjoint"`` with events.
 
     References:
         Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 2nd ed., Springer 1993; Hairer and
@@ -96,19 +102,22 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    problems = pose(f, y0, times, params, t0, event_dims)
+    happenings = as_events(events)
+    problems = pose(f, y0, times, params, t0, event_dims, happenings)
     first = problems[0]
+    if happenings and len(problems) > 1:
+        raise SolveError("events with times to both sides of t0: solve each side by itself.")
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
     engine_name, reason = choose_engine(first, engine, gradient)
     parts = [_solve(p, engine_name, settings) for p in problems]
-    ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
+    ys, report, *found = parts[0] if len(parts) == 1 else _join(first, parts)
     if on_failure == "raise":
-        _raise_failures(first, report, ys)
+        _raise_failures(first, report, ys, found)
     batch, state = first.batch, first.info.state
     if len(batch) != 1:  # else rows are laid out as the user's batch already
-        ys, report = ys.reshape(*batch, *ys.shape[1:]), report.reshape(*batch, 5)
+        ys, report, *found = [x.reshape(*batch, *x.shape[1:]) for x in (ys, report, *found)]
 
     def again(t: Tensor) -> Any:
         return _at(t, f, y0, params, first, settings, engine_name, event_dims)
@@ -130,6 +139,7 @@ def odesolve(
         engine=engine_name,
         reason=reason,
         shape_of_state=state,
+        events=FoundEvents(found[0], found[2], state.unflatten(found[1])) if found else None,
         _report=report,
         _again=again,
         _steps=steps,
@@ -138,22 +148,22 @@ def odesolve(
     )
 
 
-Rows = tuple[Tensor, Tensor]
+Rows = tuple[Tensor, ...]
 
 
 def _solve(problem: Problem, engine: str, settings: SolveSettings) -> Rows:
-    """ys ``(R, T, D)`` in the order of the user's times, and the report ``(R, 5)``."""
+    """ys ``(R, T, D)`` in the order of the user's times, the report ``(R, 5)``; of events times, states and numbers."""
     if engine == "torchdiffeq":
-        ys, report = _by_torchdiffeq(problem, settings)
+        ys, report, *found = _by_torchdiffeq(problem, settings)
     else:
         function = _function(problem, engine, settings, _wants_gradient(problem))
         layout = problem.layout
-        ys, report = apply(function, layout.rows, layout.shared, *problem.tensors)
+        ys, report, *found = apply(function, layout.rows, layout.shared, *problem.tensors)
     if problem.order is not None:
         order = problem.order.reshape(-1, problem.order.shape[-1]).expand(problem.rows, -1)
         back = order.argsort(dim=-1)
         ys = ys.gather(1, back[..., None].expand(ys.shape))
-    return ys, report
+    return ys, report, *found
 
 
 def _function(problem: Problem, engine: str, settings: SolveSettings, keep: bool) -> RowFunction:
@@ -203,10 +213,10 @@ def _by_torchdiffeq(problem: Problem, settings: SolveSettings) -> Rows:
     return out.ys, report_of(out, torch.zeros_like(out.status))
 
 
-def _raise_failures(problem: Problem, report: Tensor, ys: Tensor) -> None:
+def _raise_failures(problem: Problem, report: Tensor, ys: Tensor, found: Sequence[Tensor]) -> None:
     seen = peek(report)
     if seen is not None and np.count_nonzero(seen[:, 0]):
-        raise SolveError(failure_message(problem, seen[:, 0], ys))
+        raise SolveError(failure_message(problem, seen[:, 0], ys, found[0] if found else None))
 
 
 def _at(
@@ -246,6 +256,7 @@ def _at(
         engine=engine,
         event_dims=event_dims,
         on_failure="nan",
+        events=problem.events,
         **settings.keywords,
     )
     pick = 0 if t.ndim == 0 else slice(0, points.shape[-1])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from pyro_latentde.errors import DataError, ShapeError
+from pyro_latentde.solve.events import Event
 from pyro_latentde.solve.exchanged import exchange_hint
 from pyro_latentde.solve.lift import is_wrapped, no_transform, peek
 from pyro_latentde.solve.structure import Parameters, StateShape
@@ -53,6 +54,7 @@ class Problem(NamedTuple):
         times: As given, ``(T,)`` or ``(*batch, T)``.
         order: Positions that sort the times in the direction of integration, if they were not.
         checked: False where the times cannot be looked at before the solve (a transform holds them).
+        events: What happens on the way.
     """
 
     f: Callable
@@ -64,6 +66,7 @@ class Problem(NamedTuple):
     times: Tensor
     order: Tensor | None
     checked: bool
+    events: tuple[Event, ...] = ()
 
     @property
     def batch(self) -> torch.Size:
@@ -149,6 +152,7 @@ def pose(
     params: Any,
     t0: Any,
     event_dims: dict[str, int] | None,
+    events: tuple[Event, ...] = (),
 ) -> list[Problem]:
     """Check a problem and lay it out; two problems (forward, backward) when the times lie on both sides of t0.
 
@@ -157,14 +161,20 @@ def pose(
         DataError: For times that are not finite, or unsorted without ``t0``.
     """
     try:
-        return _laid_out(f, y0, times, params, t0, event_dims)
+        return _laid_out(f, y0, times, params, t0, event_dims, events)
     except (ShapeError, DataError) as error:
         error.args = (f"{error}{exchange_hint(y0, times)}",)
         raise
 
 
 def _laid_out(
-    f: Callable | BoundField, y0: Any, times: Any, params: Any, t0: Any, event_dims: dict[str, int] | None
+    f: Callable | BoundField,
+    y0: Any,
+    times: Any,
+    params: Any,
+    t0: Any,
+    event_dims: dict[str, int] | None,
+    events: tuple[Event, ...],
 ) -> list[Problem]:
     bound = f if isinstance(f, BoundField) else None
     f = bound.f if bound is not None else f
@@ -188,7 +198,7 @@ def _laid_out(
     else:
         start = times[..., 0] if t0 is None else _as_times("t0", t0, y0)
         sides = _sides(times, start, t0 is not None)
-    info, captured = examine(f, bound, state, y0, start, parameters, own_dims)
+    info, captured = examine(f, bound, state, y0, start, parameters, own_dims, events)
     originals = tuple(captured) if bound is None else (*bound.tensors, *captured)
     bound_names = () if bound is None else bound.names
     f = f if bound is None else bound.held
@@ -200,7 +210,7 @@ def _laid_out(
         if layout.moves:
             pairs = zip(tensors, layout.moves, strict=True)
             tensors = tuple(x if m is None else x.expand(m[0]).reshape(m[1]) for x, m in pairs)
-        problems.append(Problem(f, info, layout, tensors, originals, bound_names, times, order, checked))
+        problems.append(Problem(f, info, layout, tensors, originals, bound_names, times, order, checked, events))
     return problems
 
 

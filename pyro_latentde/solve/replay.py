@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.event_course import Course
+from pyro_latentde.solve.event_rows import RowEvent
 from pyro_latentde.solve.implicit_rows import replayed_stages
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.runge_kutta import (
@@ -21,7 +24,7 @@ from pyro_latentde.solve.runge_kutta import (
     restrict,
 )
 
-__all__ = ["Plan", "follow", "plan_outputs", "replay_rows"]
+__all__ = ["Plan", "along_events", "follow", "plan_outputs", "replay_rows", "settled_steps"]
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Plan:
     Args:
         steps: Signed step sizes, zeros at the right, ``(R, N)``.
         kind: How each was taken, ``(R, N)``, of a switching method, else None.
+        event: The event that each ends in, counted from 1, ``(R, N)``; None without events.
         offsets: t_n - t0 for n = 0..N, ``(R, N + 1)``.
         count: Steps per row, ``(R,)``.
         step: Step of each output, -1 for y0 of a row without steps, N for outputs not reached, ``(R, T)``.
@@ -41,6 +45,7 @@ class Plan:
 
     steps: Tensor
     kind: Tensor | None
+    event: Tensor | None
     offsets: Tensor
     count: Tensor
     step: Tensor
@@ -49,21 +54,27 @@ class Plan:
     interior: list[bool]
 
 
-def plan_outputs(times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | None = None) -> Plan:
+def plan_outputs(
+    times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | None = None, ended: Tensor | None = None
+) -> Plan:
     """Decide which step each output belongs to.
 
     Args:
         times: Output times, sorted per row in its direction, ``(R, T)``.
         t0: Start times, ``(R,)``.
-        steps: Signed step sizes, zeros at the right, ``(R, N)``, or ``(R, N, 2)`` with how each was taken.
+        steps: Signed step sizes, zeros at the right, ``(R, N)``, or ``(R, N, 2)`` with how each was taken, or
+            ``(R, N, 3)`` with the event that each ends in too.
         offsets: t_n - t0, ``(R, N + 1)``; None sums the steps.
+        ended: Rows whose last step ends in a terminal event, ``(R,)``.
 
     Returns:
         The plan.
     """
     times, t0, steps, kind = times.detach(), t0.detach(), steps.detach(), None
+    event = None
     if steps.ndim == 3:
-        steps, kind = steps.unbind(-1)
+        event = steps[..., 2].long() if steps.shape[2] == 3 else None
+        steps, kind = steps[..., 0], steps[..., 1]
     n_steps = steps.shape[1]
     if offsets is None:
         offsets = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
@@ -82,6 +93,7 @@ def plan_outputs(times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | Non
     ends = (direction * grid[:, 1:]).contiguous()
     step = torch.searchsorted(ends, (direction * times).contiguous())
     beyond = (step >= count[:, None]) & (gap <= 1e-4 * last_step)
+    beyond = beyond if ended is None else beyond & ~ended[:, None]
     step = torch.where(beyond, count[:, None] - 1, step)
     start = (count == 0)[:, None] & (times == t0[:, None])
     step = torch.where(start, -1, torch.where(step < count[:, None], step, n_steps))
@@ -91,7 +103,7 @@ def plan_outputs(times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | Non
     sizes = torch.bincount(flat + 1, minlength=n_steps + 2).tolist()
     chunks = list(torch.argsort(flat, stable=True).split(sizes))
     inside = torch.bincount(flat[~at_end.reshape(-1)] + 1, minlength=n_steps + 2).tolist()
-    return Plan(steps, kind, offsets, count, step, at_end, chunks, [size > 0 for size in inside[1:-1]])
+    return Plan(steps, kind, event, offsets, count, step, at_end, chunks, [size > 0 for size in inside[1:-1]])
 
 
 @dataclass
@@ -138,6 +150,7 @@ def follow(
     plan: Plan,
     method: Method,
     on_step: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+    course: Course | None = None,
 ) -> Tensor:
     """Take the steps of ``plan`` and interpolate its outputs.
 
@@ -153,6 +166,7 @@ def follow(
         method: The method.
         on_step: Called with the step number, the rows, y_new and the last stage after each step; its presence
             also makes outputs at the end of a step y_new exactly, which is right for values only.
+        course: Events on the way, which move the steps behind them.
 
     Returns:
         ``(R, T, D)``, NaN where not reached.
@@ -181,16 +195,19 @@ def follow(
             work = _work_on(f, plan.count > n)
             active = active[active]
         rows = work.rows
-        h, t = plan.steps[rows, n], t0[rows] + plan.offsets[rows, n]
+        h, t = plan.steps[rows, n], (t0 if course is None else course.origin)[rows] + plan.offsets[rows, n]
         if n_active < len(active):
             t, y = still.put(rows, active, t, y)
             k1 = torch.where(active[:, None], k1, 0.0)
-        implicit = None if plan.kind is None else plan.kind[rows, n] > 0
+        implicit = None if plan.kind is None or method.stiff is None else plan.kind[rows, n] > 0
         if n > 0 and not method.fsal:
             k1 = work.field(t, y)
         elif n > 0 and implicit is not None:
             change = (implicit != (plan.kind[rows, n - 1] > 0)) & active
             k1 = torch.where(change[:, None], work.field(t, y), k1) if bool(change.any()) else k1
+        happens = None if course is None else course.at_step(n, rows, active)
+        if happens is not None:
+            h = course.sizes(n, happens, rows, t, y, h, k1, implicit)
         k, y_new = _given_step(work.field, method, t, y, h, k1, implicit)
         if len(chunk):
             at = work.place[chunk // n_times]
@@ -202,6 +219,8 @@ def follow(
         if exact:
             on_step(n, rows[active], y_new[active], k[-1][active])
         y, k1 = y_new, k[-1]
+        if happens is not None:
+            y, k1 = course.go_on(n, happens, rows, t + h, y, k1)
     pieces.append(y0.new_full((len(plan.chunks[-1]), y0.shape[1]), torch.nan))
     order = torch.cat(plan.chunks).argsort()
     return torch.cat(pieces)[order].reshape(n_rows, n_times, -1)
@@ -239,8 +258,14 @@ def _at_start(
 
 
 def replay_rows(
-    f: Callable[..., Tensor], y0: Tensor, times: Tensor, t0: Tensor, steps: Tensor, method: Method
-) -> Tensor:
+    f: Callable[..., Tensor],
+    y0: Tensor,
+    times: Tensor,
+    t0: Tensor,
+    steps: Tensor,
+    method: Method,
+    events: list[RowEvent] | None = None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Solve again along given steps, differentiably.
 
     The values of ``solve_rows`` to rounding; differentiable any number of times, in reverse and forward mode,
@@ -253,11 +278,13 @@ def replay_rows(
         y0: Initial states, ``(R, D)``.
         times: Output times, sorted per row in its direction of integration, ``(R, T)``.
         t0: Start times, ``(R,)``.
-        steps: Signed step sizes as in ``RowSolution.steps``, zeros at the right, ``(R, N)``; constants.
+        steps: Signed step sizes as in ``RowSolution.steps``, zeros at the right, ``(R, N)``; constants, except that a
+            step which ends in an event moves with it.
         method: The method.
+        events: What happened on the way.
 
     Returns:
-        States at ``times``, ``(R, T, D)``.
+        States at ``times``, ``(R, T, D)``; with events also their times ``(R, E)`` and states ``(R, E, D)``.
 
     Example:
         >>> import torch
@@ -272,4 +299,38 @@ def replay_rows(
         >>> round(rate.grad.item(), 6)
         -0.606531
     """
+    if events:
+        ys, course = along_events(f, y0, times, t0, steps, method, events)
+        return ys, course.times, course.states
     return follow(f, y0, times, t0, plan_outputs(times, t0, steps), method)
+
+
+def along_events(
+    f: Callable[..., Tensor],
+    y0: Tensor,
+    times: Tensor,
+    t0: Tensor,
+    steps: Tensor,
+    method: Method,
+    events: list[RowEvent],
+    on_step: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+) -> tuple[Tensor, Course]:
+    """States at the times, ``(R, T, D)``, held from a terminal event on; and what happened."""
+    course = Course(f, events, method, y0, t0, steps)
+    plan = plan_outputs(times, t0, steps, None, course.ended)
+    ys = follow(f, y0, times, t0, plan, method, on_step, course)
+    if bool(course.ended.any()):
+        held = course.ended[:, None] & (plan.step == plan.steps.shape[1])
+        ys = torch.where(held[..., None], course.last[:, None], ys)
+    return ys, course
+
+
+@torch.no_grad()
+def settled_steps(
+    f: Callable[..., Tensor], y0: Tensor, t0: Tensor, steps: Tensor, method: Method, events: list[RowEvent]
+) -> Tensor:
+    """Given steps, ``(R, N, 3)``; those that end in an event with the sizes with which they do now."""
+    if steps.ndim != 3 or steps.shape[2] != 3:
+        raise SolveError("replay= is a solution without events; solve it with the same events= first.")
+    _, course = along_events(f, y0, t0[:, None], t0, steps, method, events, lambda *_: None)
+    return torch.cat([course.settled[..., None], steps[..., 1:]], -1)

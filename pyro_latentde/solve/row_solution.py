@@ -2,14 +2,25 @@
 """What every engine returns for a batch of rows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_STEPS", "NON_FINITE", "NO_CONVERGENCE", "OK", "UNDERFLOW", "RowSolution", "empty_report", "report_of"]
+__all__ = [
+    "MAX_STEPS",
+    "NON_FINITE",
+    "NO_CONVERGENCE",
+    "OK",
+    "TOO_MANY_EVENTS",
+    "UNDERFLOW",
+    "RowSolution",
+    "empty_report",
+    "report_of",
+]
 
 # The values of the public Status.
-OK, MAX_STEPS, UNDERFLOW, NON_FINITE, NO_CONVERGENCE = 0, 1, 2, 3, 5
+OK, MAX_STEPS, UNDERFLOW, NON_FINITE, NO_CONVERGENCE, TOO_MANY_EVENTS = 0, 1, 2, 3, 5, 6
 
 
 @dataclass
@@ -18,12 +29,14 @@ class RowSolution:
 
     Args:
         ys: States at the output times, NaN where not reached, ``(R, T, D)``.
-        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, ``(R,)``.
+        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, 6 too many events, ``(R,)``.
         n_accepted: Accepted steps, ``(R,)``.
         n_rejected: Rejected trials, ``(R,)``.
         n_evals: Evaluations of the row's field, ``(R,)``.
         steps: Signed accepted step sizes, zeros at the right, ``(R, N)``; of a switching method ``(R, N, 2)`` with how
-            each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y).
+            each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y). With events ``(R, N, 3)``:
+            also the event that it ends in, counted from 1; 0 where it ends in none.
+        found: The events, where there can be any.
     """
 
     ys: Tensor
@@ -32,6 +45,7 @@ class RowSolution:
     n_rejected: Tensor
     n_evals: Tensor
     steps: Tensor
+    found: Any = None
 
 
 def empty_report(rows: int, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.events import FoundEvents
 from pyro_latentde.solve.explain import explain
 from pyro_latentde.solve.methods import get_method
 
@@ -29,6 +30,7 @@ class Status(enum.IntEnum):
     NON_FINITE = 3
     NON_FINITE_GRADIENT = 4
     NO_CONVERGENCE = 5
+    TOO_MANY_EVENTS = 6
     NO_STEADY_STATE = 10
     SINGULAR = 11
 
@@ -44,6 +46,7 @@ _SENTENCES = {
     Status.NON_FINITE: "non-finite state",
     Status.NON_FINITE_GRADIENT: "non-finite gradient",
     Status.NO_CONVERGENCE: "Newton's method did not converge",
+    Status.TOO_MANY_EVENTS: "too many events",
     Status.NO_STEADY_STATE: "no steady state found",
     Status.SINGULAR: "singular Jacobian at the steady state",
 }
@@ -64,6 +67,7 @@ class Solution:
         engine: ``"fused"``, ``"torch"`` or ``"torchdiffeq"``.
         reason: Why this engine.
         shape_of_state: How one row's state is laid out as a vector.
+        events: What happened on the way, :class:`~pyro_latentde.solve.events.FoundEvents`; None without ``events=``.
 
     Example:
         >>> import torch, pyro_latentde as lde
@@ -81,6 +85,7 @@ class Solution:
     engine: str
     reason: str
     shape_of_state: Any = field(repr=False)
+    events: FoundEvents | None = field(repr=False)
     _report: Tensor = field(repr=False)
     _again: Callable[[Tensor], Any] = field(repr=False)
     _steps: Callable[[], Tensor] = field(repr=False)
@@ -120,10 +125,11 @@ class Solution:
     @property
     def implicit(self) -> Tensor:
         """Which accepted steps were implicit, ``(*batch, N)`` bool, False beyond the last step of a row."""
-        steps = self._steps()
-        if steps.ndim > self.status.ndim + 1:
+        steps, kind = self._steps(), get_method(self.method).kind
+        if kind == "switching":
             return steps[..., 1] > 0
-        return (steps != 0) & (get_method(self.method).kind == "implicit")
+        sizes = steps[..., 0] if steps.ndim > self.status.ndim + 1 else steps
+        return (sizes != 0) & (kind == "implicit")
 
     def at(self, t: Tensor | float) -> Any:
         r"""The states at other times in the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.adaptive import solve_adaptive
+from pyro_latentde.solve.event_course import ended_rows
+from pyro_latentde.solve.event_rows import RowEvent
+from pyro_latentde.solve.event_watch import RowEvents
 from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.replay import follow, plan_outputs, replay_rows
+from pyro_latentde.solve.replay import along_events, follow, plan_outputs, replay_rows, settled_steps
 from pyro_latentde.solve.row_solution import MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
 
 __all__ = ["RowSolution", "replay_rows", "solve_rows"]
@@ -28,6 +31,7 @@ def solve_rows(
     max_steps: int,
     step_size: float | None = None,
     steps: Tensor | None = None,
+    events: list[RowEvent] | None = None,
 ) -> RowSolution:
     """Solve every row by itself; no gradient.
 
@@ -42,7 +46,9 @@ def solve_rows(
         atol: Absolute tolerance, in the unit of the state.
         max_steps: Most trials, accepted or not, per row.
         step_size: Equal steps of at most this size instead of error control, in the unit of time.
-        steps: Take exactly these signed steps, zeros at the right, ``(R, N)``; as in ``RowSolution``.
+        steps: Take exactly these signed steps, zeros at the right, ``(R, N)``; as in ``RowSolution``. A step that ends
+            in an event gets the size with which it does.
+        events: What happens on the way.
 
     Returns:
         The solution; rows that fail have a status, and NaN where they did not arrive.
@@ -62,7 +68,9 @@ def solve_rows(
         ([0.606531, 0.367879], [0, 0])
     """
     if steps is not None:
-        return _solve_given(f, y0, times, t0, steps, None, method)
+        return _solve_given(f, y0, times, t0, steps, None, method, None, events)
+    if step_size is not None and events:
+        return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, step_size, events)
     if step_size is not None:
         steps, offsets, cut = _equal_steps(times, t0, step_size, max_steps)
         return _solve_given(f, y0, times, t0, steps, offsets, method, cut)
@@ -71,7 +79,7 @@ def solve_rows(
             f"method {method.name!r} does not estimate its error: expected step_size=, got none. "
             "Give step_size, or choose tsit5, dopri5, dopri8, bosh3 or heun."
         )
-    return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps)
+    return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, None, events)
 
 
 def _equal_steps(times: Tensor, t0: Tensor, step_size: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,9 +106,13 @@ def _solve_given(
     offsets: Tensor | None,
     method: Method,
     cut: Tensor | None = None,
+    events: list[RowEvent] | None = None,
 ) -> RowSolution:
     """Known steps; a row whose state or slope stops being finite fails there."""
-    plan = plan_outputs(times, t0, steps, offsets)
+    if events:
+        steps = settled_steps(f, y0, t0, steps, method, events)
+    ended = ended_rows(events, steps) if events else None
+    plan = plan_outputs(times, t0, steps, offsets, ended)
     last_good, failed = plan.count.clone(), torch.zeros_like(plan.count, dtype=torch.bool)
 
     def check(n: int, rows: Tensor, y: Tensor, slope: Tensor) -> None:
@@ -114,12 +126,21 @@ def _solve_given(
             started[bad] = False
 
     started = torch.ones_like(failed)
-    ys = follow(f, y0, times, t0, plan, method, check)
+    found = None
+    if events:
+        ys, course = along_events(f, y0, times, t0, steps, method, events, check)
+        found = RowEvents(course.times, course.which, course.states)
+    else:
+        ys = follow(f, y0, times, t0, plan, method, check)
     at_start = times == t0[:, None]
-    ys = torch.where((plan.step < last_good[:, None])[..., None], ys, torch.nan)
+    reached = plan.step < last_good[:, None]
+    if events:
+        reached |= ended[:, None] & (last_good == plan.count)[:, None]
+    ys = torch.where(reached[..., None], ys, torch.nan)
     ys = torch.where(at_start[..., None], y0[:, None], ys)
 
     short = cut if cut is not None else (~at_start & (plan.step == steps.shape[1])).any(1)
+    short = short if ended is None else short & ~ended
     status = torch.where(short, MAX_STEPS, OK)
     lost = torch.where(started, NO_CONVERGENCE, NON_FINITE) if method.kind == "implicit" else NON_FINITE
     status = torch.where(failed, lost, status)
@@ -133,7 +154,7 @@ def _solve_given(
         n_evals = n_evals + len(method.dense_c) * _distinct(inside)
     taken = torch.arange(steps.shape[1], device=steps.device) < last_good[:, None]
     kept = torch.where(taken if steps.ndim == 2 else taken[..., None], steps, 0.0)
-    return RowSolution(ys, status, last_good, rejected, n_evals, kept[:, : _longest(last_good)])
+    return RowSolution(ys, status, last_good, rejected, n_evals, kept[:, : _longest(last_good)], found)
 
 
 def _distinct(step: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import DataError
+from pyro_latentde.solve.event_rows import MakeEvents
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
@@ -37,13 +38,13 @@ class TorchSteps:
         return self.h.shape[0]
 
 
-def solve_outputs(rows: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Empty outputs of a solve: ys and report."""
+def solve_outputs(rows: int, tensors: Sequence[Tensor], room: int = 0) -> list[Tensor]:
+    """Empty outputs of a solve: ys, report, and of ``room`` events the times, states and numbers."""
     y0, times = tensors[0], tensors[1]
-    return [
-        torch.empty(rows, times.shape[-1], y0.shape[-1], dtype=y0.dtype, device=y0.device),
-        empty_report(rows, y0.device),
-    ]
+    ys = torch.empty(rows, times.shape[-1], y0.shape[-1], dtype=y0.dtype, device=y0.device)
+    found = [ys.new_empty(rows, room), ys.new_empty(rows, room, y0.shape[-1])] if room else []
+    which = [torch.empty(rows, room, dtype=torch.int64, device=y0.device)] if room else []
+    return [ys, empty_report(rows, y0.device), *found, *which]
 
 
 def require_sorted(times: Tensor, times_shared: bool, t0: Tensor, t0_shared: bool) -> None:
@@ -64,32 +65,45 @@ def replay_function(
     find: Callable[[int, tuple[bool, ...], Sequence[Tensor]], tuple[Tensor, Tensor]],
     method: Method,
     count: int,
+    make_events: MakeEvents | None = None,
+    room: int = 0,
 ) -> TorchRows:
     """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
+
+    With events, their times and states too.
 
     Args:
         make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
+        make_events: As ``make_field``, to the events.
+        room: E, most events of a row.
     """
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
         y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
         f = make_field(tensors[3:count], shared[3:count])
-        ys = replay_rows(f, y0, times, t0, h.to(y0), method)
-        good = (status == 0).to(y0.device)[:, None, None]
-        # a failed row has zero gradient, and no NaN may reach the others' through a product with it
-        return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
+        events = None if make_events is None else make_events(tensors[3:count], shared[3:count])
+        out = replay_rows(f, y0, times, t0, h.to(y0), method, events)
+        good = (status == 0).to(y0.device)
+        return [_where_good(good, x) for x in ((out,) if events is None else out)]
 
     def empty(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
-        return solve_outputs(rows, tensors)[:1]
+        found = solve_outputs(rows, tensors, room)
+        return [found[0], *found[2:4]]
 
-    return TorchRows(compute, empty, count + 1, range(count), (None,))
+    return TorchRows(compute, empty, count + 1, range(count), (None,) if make_events is None else (None,) * 3)
+
+
+def _where_good(good: Tensor, x: Tensor) -> Tensor:
+    """A failed row has zero gradient, and no NaN may reach the others' through a product with it."""
+    good = good.reshape(-1, *[1] * (x.ndim - 1))
+    return torch.where(good, torch.where(good & x.isfinite(), x, 0.0), 0.0 * x.detach())
 
 
 class TorchSolve(RowFunction):
-    """Outputs as the fused solve: ys ``(R, T, D)`` and report ``(R, 5)``."""
+    """Outputs as the fused solve: ys ``(R, T, D)``, report ``(R, 5)``, and with events what was found of them."""
 
     saved = (1,)
     follows = (None, None)
@@ -104,16 +118,22 @@ class TorchSolve(RowFunction):
         max_steps: int,
         step_size: float | None,
         replay: Tensor | None,
+        events: MakeEvents | None = None,
+        room: int = 0,
     ) -> None:
         super().__init__()
         self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.make_events, self.room = events, room
+        if events is not None:
+            self.differentiable, self.follows = (0, 2, 3), (None,) * 5
         self.control = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "step_size": step_size, "steps": replay}
         self.wrt = tuple(range(3 + leaves))
 
     def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
         y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
         f = self.make_field(tensors[3:], shared[3:])
-        return solve_rows(f, y0, times, t0, self.method, **self.control)
+        events = None if self.make_events is None else self.make_events(tensors[3:], shared[3:])
+        return solve_rows(f, y0, times, t0, self.method, **self.control, events=events)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         if self.control["steps"] is None:
@@ -121,10 +141,11 @@ class TorchSolve(RowFunction):
         out = self._solve(rows, shared, [t.detach() for t in tensors])
         token = new_token()
         keep_steps(token, TorchSteps(out.steps, out.status))
-        return [out.ys, report_of(out, torch.arange(token, token + rows, device=out.status.device))]
+        found = [] if out.found is None else [out.found.times, out.found.states, out.found.which]
+        return [out.ys, report_of(out, torch.arange(token, token + rows, device=out.status.device)), *found]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
-        return solve_outputs(rows, tensors)
+        return solve_outputs(rows, tensors, self.room)
 
     def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
         tie_to(ctx, outputs[1])
@@ -138,7 +159,8 @@ class TorchSolve(RowFunction):
         return steps.h, steps.status
 
     def replayed(self) -> TorchRows:
-        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves)
+        n = 3 + self.leaves
+        return replay_function(self.make_field, self._find, self.method, n, self.make_events, self.room)
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())

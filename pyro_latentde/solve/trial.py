@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.event_rows import exact_step
 from pyro_latentde.solve.implicit_rows import Field, ImplicitStep, implicit_step
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.runge_kutta import main_stages
 
-__all__ = ["BOUND", "CALM", "PATIENCE", "Trial", "rms", "switches", "take_trial"]
+__all__ = ["BOUND", "CALM", "PATIENCE", "Trial", "given_trial", "rms", "switches", "take_trial"]
 
 BOUND = 3.0  # step times decay rate from which on stability bounds an explicit step; its limit is about 3.3
 CALM = 1.0  # below it an explicit step of this size would be stable with room to spare
@@ -72,6 +73,13 @@ def take_trial(
         torch.where(stiff, inner.evals, outer.evals),
         inner.implicit,
     )
+
+
+def given_trial(field: Field, method: Method, t: Tensor, y: Tensor, h: Tensor, k1: Tensor) -> Trial:
+    """A step of given size, without its error; of an implicit method down to rounding."""
+    k, y_new, converged = exact_step(field, method, t, y, h, k1, None)
+    evals = torch.full_like(t, method.stages - 1, dtype=torch.int64)
+    return Trial(k, y_new, torch.where(converged, 0.0, torch.nan).to(t), converged, evals)
 
 
 def _explicit(

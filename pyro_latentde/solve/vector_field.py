@@ -5,7 +5,6 @@ Everything found out about a field (which dimensions of its parameters are batch
 under its key, so that a field made anew at every call is examined once.
 """
 
-import inspect
 import itertools
 import threading
 from collections import OrderedDict
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
+from pyro_latentde.solve.event_calls import arguments_of, tried_events, what_defines
+from pyro_latentde.solve.events import Event
 from pyro_latentde.solve.field_key import Walk, walk_field
 from pyro_latentde.solve.lift import Lift, in_fresh_thread, is_wrapped, stand_in
 from pyro_latentde.solve.misfit import ambiguity, check_result, misfit
@@ -86,6 +87,7 @@ def examine(
     t: Tensor,
     params: Parameters,
     event_dims: dict[str, int],
+    events: tuple[Event, ...] = (),
 ) -> tuple[FieldInfo, list[Tensor]]:
     """Find out how a field is called, or recall it.
 
@@ -97,6 +99,7 @@ def examine(
         t: Start time, any shape.
         params: The parameters.
         event_dims: Event ranks given by the user, by path.
+        events: What happens on the way; their functions are examined with the field.
 
     Returns:
         What is known, and the captured tensors of this very call.
@@ -105,6 +108,8 @@ def examine(
         ShapeError: When the field cannot be called on one row, or its parameters can be read in several ways.
     """
     walk = walk_field(f)
+    if events:
+        walk.visit(what_defines(events))
     if params.fixed:
         walk.visit([value for _, value in params.fixed])
     leaves = params.leaves
@@ -117,10 +122,12 @@ def examine(
     if info is not None:
         if info.captured is not None:
             return info, [walk.tensors[i] for i in info.captured]
-        captured = in_fresh_thread(lambda: _Row(f, info, state, y0, t, bound).call(_rows_of(leaves, info.ranks))[1])
+        captured = in_fresh_thread(
+            lambda: _Row(f, info, state, y0, t, bound, events).call(_rows_of(leaves, info.ranks))[1]
+        )
         if len(captured) == info.captured_count:
             return info, captured
-    info, captured = _examine(f, bound, state, y0, t, params, event_dims, walk)
+    info, captured = _examine(f, bound, state, y0, t, params, event_dims, walk, events)
     info.keep = tuple(walk.keep)
     with _LOCK:
         _FIELDS[key] = info
@@ -146,9 +153,16 @@ class _Row:
     """One row of a problem on plain tensors, to call the field on; made and used in a fresh thread."""
 
     def __init__(
-        self, f: Callable, info: FieldInfo, state: StateShape, y0: Tensor, t: Tensor, bound: BoundField | None
+        self,
+        f: Callable,
+        info: FieldInfo,
+        state: StateShape,
+        y0: Tensor,
+        t: Tensor,
+        bound: BoundField | None,
+        events: tuple[Event, ...] = (),
     ) -> None:
-        self.f, self.info = f if bound is None else bound.held, info
+        self.f, self.info, self.events = f if bound is None else bound.held, info, events
         self.y, self.t = row_of(y0, 1), row_of(t, 0)
         pairs = [] if bound is None else zip(bound.tensors, bound.event_dims, strict=True)
         self.bound = {id(x): row_of(x, rank) for x, rank in pairs}
@@ -158,27 +172,9 @@ class _Row:
         lift = Lift([self.t, self.y, *leaves], self.bound)
         with lift:
             out = lift.adopt(self.info.call(self.f, self.t, self.y, leaves))
+            if self.events and tuple(out.shape) == (self.info.state.size,):
+                lift.adopt(tried_events(self.info, self.events, self.t, self.y, leaves))
         return out, [x for x in lift.captured if x.dtype.is_floating_point]
-
-
-def _arguments(f: Callable, given: bool) -> int:
-    """2 for ``f(t, y)``, 3 for ``f(t, y, p)``; a third argument with a default stays so without parameters."""
-    target = f.forward if isinstance(f, torch.nn.Module) else f
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return 3
-    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return 3
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = sum(p.default is p.empty for p in positional)
-    if len(positional) < 2 or required > 3:
-        raise ShapeError(
-            f"a vector field is called as f(t, y, p) (or f(t, y) without parameters); got a callable with the "
-            f"arguments "
-            f"({', '.join(p.name for p in parameters)})."
-        )
-    return 2 if required <= 2 and not given else min(len(positional), 3)
 
 
 def _examine(
@@ -190,12 +186,13 @@ def _examine(
     params: Parameters,
     event_dims: dict[str, int],
     walk: Walk,
+    events: tuple[Event, ...],
 ) -> tuple[FieldInfo, list[Tensor]]:
     names, leaves = params.names, params.leaves
-    info = FieldInfo(_arguments(f, params.given), state, params.blank(), (), None)
-    if info.arguments == 2 and leaves:
+    info = FieldInfo(arguments_of(f, params.given), state, params.blank(), (), None)
+    if info.arguments == 2 and leaves and not events:
         raise ShapeError("parameters were given, but the vector field takes only (t, y); write it as f(t, y, p).")
-    row = in_fresh_thread(lambda: _Row(f, info, state, y0, t, bound))
+    row = in_fresh_thread(lambda: _Row(f, info, state, y0, t, bound, events))
     unknown = set(event_dims) - set(names)
     if unknown:
         known = sorted({*names, *state.names})
@@ -220,6 +217,9 @@ def _examine(
 
     fits, misses = in_fresh_thread(attempt)
     if not fits:
+        for _, miss in misses:
+            if isinstance(miss, ShapeError) and str(miss).startswith("Event:"):
+                raise miss
         raise misfit(names, leaves, y0, misses, works)
     if len(fits) > 1:
         raise ambiguity(names, leaves, [ranks for ranks, *_ in fits])
