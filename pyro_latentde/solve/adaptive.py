@@ -210,8 +210,10 @@ class _Adaptive:
         self.evals[s.row[s.live]] += trial.evals[s.live]
 
         # A row that stands still keeps everything, whatever its idle stages gave.
-        factor = self._factor(error, s.error, finite, accept, s.rejected)
-        factor = torch.where(trial.converged, factor, 0.25) if self.step_size is None else 1.0
+        factor = 1.0
+        if self.step_size is None:
+            factor = self._factor(error, s.error, finite, accept, s.rejected)
+            factor = torch.where(trial.converged, factor, 0.25)
         s.h = torch.where(s.live, tried * factor, s.h)
         s.error = torch.where(accept, error.clamp(min=1e-10), s.error)
         s.rejected, s.broken = s.live & ~accept, s.live & ~finite

@@ -4,6 +4,7 @@
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import GradientPathError, SolveError
 from pyro_latentde.solve.choices import not_among
-from pyro_latentde.solve.event_calls import call_condition, call_reset
+from pyro_latentde.solve.event_calls import call_condition, call_reset, event_values
 from pyro_latentde.solve.event_rows import MakeEvents, row_events
 from pyro_latentde.solve.event_watch import capacity
 from pyro_latentde.solve.events import Event
@@ -77,8 +78,6 @@ def _refuse_events(engine: str, gradient: str) -> None:
 
 def _why_not_fused(problem: Problem) -> str | None:
     kernels, y0 = problem.info.kernels, problem.tensors[0]
-    if problem.events:
-        return "events are found by the torch engine"
     if "trace" not in kernels:
         kernels["trace"] = _no_kernel_for(y0) or _trace(problem)
     traced = kernels["trace"]
@@ -97,11 +96,15 @@ def _no_kernel_for(y0: Tensor) -> str | None:
 
 def _trace(problem: Problem) -> Any:
     """The traced field, or why it cannot be traced."""
+    from pyro_latentde.solve.fused.event_graph import KernelEvents
     from pyro_latentde.solve.fused.graph import reachable
     from pyro_latentde.solve.fused.trace import trace_row
 
+    info, events = problem.info, problem.events
+
     def call(t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
-        return problem.info.call(problem.f, t, y, leaves)
+        slope = info.call(problem.f, t, y, leaves)
+        return torch.cat([slope, *event_values(info, events, t, y, leaves)]) if events else slope
 
     pairs = list(zip(problem.tensors, problem.shared, strict=True))
     rows = in_fresh_thread(lambda: [row_of(x, x.ndim if shared else x.ndim - 1) for x, shared in pairs])
@@ -119,6 +122,10 @@ def _trace(problem: Problem) -> Any:
     size = len(reachable(trace.outputs))
     if size > LARGEST:
         return f"the field has {size} scalar statements, more than {LARGEST}: matrix products are faster"
+    if events:
+        d = info.state.size
+        info.kernels["events"] = KernelEvents.split(trace.outputs[d:], [e.traits for e in events], d)
+        return replace(trace, outputs=trace.outputs[:d])
     return trace
 
 
@@ -141,7 +148,8 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     kernels, name = problem.info.kernels, settings.method
     if name not in kernels:
         trace = kernels["trace"]
-        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, get_method(name))
+        method = get_method(name)
+        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method, kernels.get("events"))
     return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
 
 

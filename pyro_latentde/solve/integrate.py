@@ -279,6 +279,6 @@ def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> 
     problem = problems[0]
     with torch.no_grad():
         function = _function(problem, engine, settings, True)
-        _, report = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
+        _, report, *_ = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
         found = find_steps(report)
     return torch.from_numpy(found.plan()).to(problem.tensors[0]) if engine == "fused" else found.h

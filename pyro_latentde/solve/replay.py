@@ -92,7 +92,7 @@ def plan_outputs(
 
     ends = (direction * grid[:, 1:]).contiguous()
     step = torch.searchsorted(ends, (direction * times).contiguous())
-    beyond = (step >= count[:, None]) & (gap <= 1e-4 * last_step)
+    beyond = (step >= count[:, None]) & (gap <= (1e-4 if event is None else 0.1) * last_step)
     beyond = beyond if ended is None else beyond & ~ended[:, None]
     step = torch.where(beyond, count[:, None] - 1, step)
     start = (count == 0)[:, None] & (times == t0[:, None])

@@ -11,7 +11,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 import pyro_latentde as lde
 from pyro_latentde.errors import GradientPathError, ShapeError, SolveError
 
-ENGINES = ("torch",)
+ENGINES = ("fused", "torch")
 
 
 def fall(t, y, p):
@@ -118,7 +118,7 @@ def test_spike_times_and_their_gradients(engine, gradient):
     solution = neuron(x, engine, method="dopri8", rtol=1e-9, atol=1e-11, gradient=gradient)
     count = int(solution.events.count)
     expected = spike_times(x, count)
-    assert count == 2 and float(spike_times(x, 3)[-1]) > 2.4
+    assert count == 2 and float(spike_times(x.detach(), 3)[-1]) > 2.4
     torch.testing.assert_close(solution.events.times[:count], expected, rtol=1e-9, atol=0)
     for k in range(count):
         (mine,) = torch.autograd.grad(solution.events.times[k], x, retain_graph=True)
@@ -141,10 +141,11 @@ def test_gradients_are_exact_along_the_same_steps(engine, settings):
     x = NEURON.clone().requires_grad_()
     solution = neuron(x, engine, **settings)
     assert int(solution.events.count) == 2
-    again = neuron(x.detach(), engine, replay=solution)
-    torch.testing.assert_close(again.ys, solution.ys.detach(), rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(again.events.times[:2], solution.events.times[:2].detach(), rtol=1e-12, atol=0)
-    (mine,) = torch.autograd.grad(outcome(solution), x)
+    again, close = neuron(x, engine, replay=solution), 1e-7 if settings.get("method") == "trbdf2" else 1e-11
+    torch.testing.assert_close(again.ys, solution.ys, rtol=close, atol=close)
+    torch.testing.assert_close(again.events.times[:2], solution.events.times[:2], rtol=close, atol=0)
+    (mine,), (first,) = (torch.autograd.grad(outcome(s), x) for s in (again, solution))
+    torch.testing.assert_close(first, mine, rtol=1e4 * close, atol=1e4 * close)
     right = central_difference(lambda x: outcome(neuron(x, engine, replay=solution)), NEURON)
     torch.testing.assert_close(mine, right, rtol=1e-8, atol=1e-9)
 
@@ -154,21 +155,21 @@ def decay_to(engine, level, times, **settings):
     stop = lde.Event(lambda t, y, p: y[0] - level, terminal=True)
     y0 = tensor(2.0)
     return lambda k: lde.odesolve(
-        lambda t, y, p: -p * y**2, y0, times, k, events=stop, engine=engine, rtol=1e-10, atol=1e-12, **settings
+        lambda t, y, p: -p * y**2, y0, times, k, events=stop, engine=engine, **settings
     )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("method", ["tsit5", "kvaerno3"])
+@pytest.mark.parametrize("method", ["dopri8", "kvaerno5"])
 def test_a_terminal_event_gives_the_hitting_time_and_its_gradient(engine, method):
     level, k = tensor(0.5)[0].requires_grad_(), tensor(0.8)[0].requires_grad_()
-    solution = decay_to(engine, level, tensor(0.0, 1.0, 3.0, 9.0), method=method)(k)
+    solution = decay_to(engine, level, tensor(0.0, 1.0, 3.0, 9.0), method=method, rtol=1e-8, atol=1e-10)(k)
     assert solution.ok and solution.events.times.shape == (1,)
     expected = (1 / level - 1 / 2.0) / k
-    torch.testing.assert_close(solution.events.times[0], expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(solution.events.times[0], expected, rtol=1e-7, atol=0)
     mine = torch.autograd.grad(solution.events.times[0], (level, k), retain_graph=True)
     right = torch.autograd.grad(expected, (level, k))
-    torch.testing.assert_close(mine, right, rtol=1e-7, atol=0)
+    torch.testing.assert_close(mine, right, rtol=1e-6, atol=0)
     torch.testing.assert_close(solution.ys[2:, 0], tensor(0.5, 0.5), rtol=1e-14, atol=0)
     held = torch.autograd.grad(solution.ys[2:].sum(), (level, k))  # held at the level, whatever k is
     torch.testing.assert_close(held, (tensor(2.0)[0], tensor(0.0)[0]), rtol=1e-7, atol=1e-8)
@@ -225,13 +226,16 @@ def test_the_order_is_kept_across_an_event(method):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_rows_have_events_of_their_own(engine):
     x = torch.stack([tensor(9.81, 0.8, 5.0), tensor(1.62, 0.9, 40.0), tensor(9.81, 0.6, 0.5), tensor(3.7, 0.5, 2.0)])
-    times = torch.linspace(0, 2, 5, dtype=DOUBLE)
+    times = torch.linspace(0, 1.2, 4, dtype=DOUBLE)
     solution = ball(x, engine, times)
-    assert solution.events.count.tolist() == [1, 0, 6, 1] or solution.events.count[1] == 0
+    assert solution.events.count.tolist() == [1, 0, 5, 1]
     for row in range(4):
         count = int(solution.events.count[row])
-        torch.testing.assert_close(solution.events.times[row, :count], bounce_times(x[row], count), rtol=0, atol=1e-12)
+        torch.testing.assert_close(solution.events.times[row, :count], bounce_times(x[row], 8)[:count], rtol=0, atol=1e-12)
         alone = ball(x[row], engine, times)
+        if engine == "fused":
+            assert torch.equal(alone.ys, solution.ys[row])
+            assert torch.equal(alone.events.times.nan_to_num(), solution.events.times[row].nan_to_num())
         torch.testing.assert_close(alone.ys, solution.ys[row], rtol=1e-13, atol=1e-13)
 
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pyro_latentde.solve.event_watch import capacity
+from pyro_latentde.solve.events import EventTraits
 from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.emit import field_source
+from pyro_latentde.solve.fused.event_graph import KernelEvents
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
@@ -117,33 +120,46 @@ class CpuKernel:
     outputs: list[Node]
     leaves: int
     method: Method
+    events: KernelEvents | None = None
     steps_per_row: float = 64.0
 
     @property
     def states(self) -> int:
         return len(self.outputs)
 
-    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
+    @property
+    def traits(self) -> tuple[EventTraits, ...]:
+        return () if self.events is None else self.events.traits
+
+    def _build(self, kind: str, template: Callable[..., str]) -> tuple[Callable, int]:
         with self.graph.lock:
             implicit = self.method.kind != "explicit"
-            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
+            fields = field_source(self.graph, self.outputs, kind, implicit, self.events)
         helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
+        at = templates.WorkLayout(self.method, self.states, self.traits)
         if implicit:
-            helpers.append(templates.newton_source(self.method, self.states))
-        source = "\n".join([*helpers, template])
-        return load_kernel(source, kind, SMALL), templates.work_size(self.method, self.states, fields.scratch)
+            helpers.append(templates.newton_source(self.method, self.states, self.traits))
+        if self.events is not None and kind == "forward":
+            helpers.append(templates.event_functions(self.method, at, self.states))
+        source = "\n".join([*helpers, template(self.method, self.states, self.leaves, self.traits)])
+        return load_kernel(source, kind, SMALL), at.scratch + fields.scratch
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", templates.forward_source(self.method, self.states, self.leaves))
+        return self._build("forward", templates.forward_source)
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", templates.adjoint_source(self.method, self.states, self.leaves))
+        return self._build("adjoint", templates.adjoint_source)
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves))
+        return self._build("tangent", templates.tangent_source)
+
+    def _room(self, rows: int) -> list[np.ndarray]:
+        """Of events: times ``(R, E)`` and states ``(R, E, D)``, zero; nothing without events."""
+        room = capacity(self.traits)
+        return [np.zeros((rows, room)), np.zeros((rows, room, self.states))] if room else []
 
     def forward(
         self,
@@ -162,7 +178,9 @@ class CpuKernel:
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = templates.record_width(self.method, self.states)
+        width = templates.record_width(self.method, self.states, self.traits)
+        found = self._room(a.rows)
+        found += [np.empty(found[0].shape, dtype=np.int64)] if found else []
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
@@ -173,7 +191,7 @@ class CpuKernel:
                 end = kernel(
                     row, hi, a.rows, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, 0,
                     a.offsets, a.layout.strides, ys, report, rtol, atol, max_steps, mode, step_size or 0.0,
-                    plan, plan.shape[1], token, records, records.size, spans, w, o,
+                    plan, plan.shape[1], token, records, records.size, spans, w, o, *found,
                 )  # fmt: skip
                 if token:
                     blocks.append((row, end, records))
@@ -183,13 +201,14 @@ class CpuKernel:
 
         blocks = [block for part in _POOL.map(task, a.rows) for block in part]
         if not token:
-            return Record(ys, report, None)
+            return Record(ys, report, None, found)
         if a.rows:
             self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a))
+        steps = Steps(blocks, spans, report[0], width, self.method.kind, self.events is not None, a)
+        return Record(ys, report, steps, found)
 
-    def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
-        """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
+    def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray, *found: np.ndarray) -> Bars:
+        """Cotangents of all inputs from those of the outputs, ``(R, T, D)``, and of times and states of events."""
         kernel, size = self._adjoint
         at = a.layout
         chunks = -(-a.rows // CHUNK)
@@ -206,7 +225,7 @@ class CpuKernel:
                     kernel(
                         row, end, row // CHUNK, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
                         steps.status, records, steps.spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides,
-                        at.chunk_strides, w, o, q,
+                        at.chunk_strides, w, o, q, *found,
                     )  # fmt: skip
                     row = end
 
@@ -224,10 +243,14 @@ class CpuKernel:
         t0_dot: np.ndarray,
         p_dot: np.ndarray,
         p_dot_layout: Layout,
-    ) -> np.ndarray:
-        """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
+    ) -> list[np.ndarray]:
+        """Directional derivative (R, T, D) of the outputs, and of times and states of events.
+
+        Tangents of y0, times and t0 are given per row.
+        """
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
+        found = self._room(a.rows)
         flat = [np.ascontiguousarray(x) for x in (y0_dot, times_dot, t0_dot)]
 
         def task(lo: int, hi: int) -> None:
@@ -237,8 +260,8 @@ class CpuKernel:
                     kernel(
                         max(lo, first), min(hi, last), a.points, a.times, a.times_stride, 0, a.offsets,
                         a.layout.strides, p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records,
-                        steps.spans, *flat, out, w, o, od,
+                        steps.spans, *flat, out, w, o, od, *found,
                     )  # fmt: skip
 
         _POOL.map(task, a.rows)
-        return out
+        return [out, *found]

@@ -8,6 +8,7 @@ parameter end to end, ``o[k]`` is where parameter k of this row begins, ``ws`` i
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pyro_latentde.solve.fused.event_graph import KernelEvents
 from pyro_latentde.solve.fused.graph import Graph, Matrix, Node, jvp, reachable, vjp
 from pyro_latentde.solve.fused.scalar_ops import OPS
 
@@ -140,15 +141,15 @@ def _state(base: str) -> Callable[[int], str]:
     return lambda i: f"w[{base} + {i}]"
 
 
-def _field(outputs: Sequence[Node]) -> tuple[str, _Body]:
+def _field(outputs: Sequence[Node], name: str = "field") -> tuple[str, _Body]:
     body = _Body({"t": lambda: "t", "y": _state("yo")})
     body.add(outputs)
     body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(outputs)]
-    head = "def field(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
+    head = f"def {name}(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
     return body.function(head, "return 0.0"), body
 
 
-def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+def _field_vjp(graph: Graph, outputs: Sequence[Node], states: int, name: str = "field") -> tuple[str, _Body]:
     seeds = [graph.leaf("seed", i) for i in range(len(outputs))]
     bars = vjp(graph, outputs, seeds)
     body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")})
@@ -157,7 +158,7 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
         body.add([*g, *x])
         body.outer(matrix, g, x)
     zero = graph.const(0.0)
-    for i in range(len(outputs)):
+    for i in range(states):
         bar = bars.scalars.get(graph.leaf("y", i), zero)
         body.add([bar])
         body.lines.append(f"w[bo + {i}] = {body.names[bar]}")
@@ -173,13 +174,13 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
     body.add([t_bar])
     head = (
-        "def field_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
+        f"def {name}_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
         "q: Ints) -> float:"
     )
     return body.function(head, f"return {body.names[t_bar]}"), body
 
 
-def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+def _field_jvp(graph: Graph, outputs: Sequence[Node], name: str = "field") -> tuple[str, _Body]:
     def tangent(node: Node) -> Node:
         if node.op == "leaf":
             return graph.leaf("leaf", node.args[0] + _TANGENT, node.args[1])
@@ -190,8 +191,25 @@ def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     body.add(dots)
     body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
     head = (
-        "def field_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
+        f"def {name}_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
         "pd: Floats, od: Ints) -> float:"
+    )
+    return body.function(head, "return 0.0"), body
+
+
+def _along(graph: Graph, outputs: Sequence[Node], name: str) -> tuple[str, _Body]:
+    """The derivative along t and y alone, with the parameters held fixed."""
+
+    def tangent(node: Node) -> Node:
+        return graph.const(0.0) if node.op == "leaf" else graph.leaf(node.op + "_dot", *node.args)
+
+    dots = jvp(graph, outputs, tangent, None)
+    body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
+    body.add(dots)
+    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
+    head = (
+        f"def {name}_along(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints) "
+        "-> float:"
     )
     return body.function(head, "return 0.0"), body
 
@@ -209,19 +227,46 @@ def _field_jac(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     return body.function(head, "return 0.0"), body
 
 
-def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False) -> FieldSource:
-    """Write out ``dy/dt = f(t, y, p)`` and its vector-Jacobian product, or (``tangent``) its Jacobian-vector product.
+def field_source(
+    graph: Graph,
+    outputs: Sequence[Node],
+    kind: str = "adjoint",
+    jacobian: bool = False,
+    events: KernelEvents | None = None,
+) -> FieldSource:
+    """Write out ``dy/dt = f(t, y, p)`` and what a kernel needs of its derivatives.
 
     Args:
         outputs: The nodes of dy_i/dt.
-        tangent: Forward mode instead of reverse mode.
+        kind: ``"tangent"``: the Jacobian-vector product; else the vector-Jacobian product.
         jacobian: The matrix df_i/dy_j too.
+        events: The functions of events too.
     """
-    parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs)]
+    tangent = kind == "tangent"
+    parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs, len(outputs))]
     if jacobian:
         parts.append(_field_jac(graph, outputs))
+    if events is not None:
+        parts += _events(graph, outputs, kind, events)
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),
         statements=sum(len(body.lines) for _, body in parts),
     )
+
+
+def _events(graph: Graph, outputs: Sequence[Node], kind: str, events: KernelEvents) -> list[tuple[str, _Body]]:
+    """Conditions all at once, resets and derivatives one by one: what did not happen has no part in them."""
+    parts = [_along(graph, events.conditions, "conditions")]
+    if kind == "forward":
+        parts.append(_field(events.conditions, "conditions"))
+        return parts + [_field(nodes, f"reset{e}") for e, nodes in enumerate(events.resets) if nodes]
+    parts.append(_along(graph, outputs, "field"))
+    named = [(f"condition{e}", [node]) for e, node in enumerate(events.conditions)]
+    named += [(f"reset{e}", nodes) for e, nodes in enumerate(events.resets) if nodes]
+    for name, nodes in named:
+        if kind == "tangent":
+            parts.append(_field_jvp(graph, nodes, name))
+        else:
+            parts.append(_field_vjp(graph, nodes, len(outputs), name))
+    return parts

@@ -190,12 +190,13 @@ def vjp(graph: Graph, outputs: Sequence[Node], seeds: Sequence[Node]) -> Cotange
     return result
 
 
-def jvp(graph: Graph, outputs: Sequence[Node], tangent: Callable[[Node], Node], shift: int) -> list[Node]:
+def jvp(graph: Graph, outputs: Sequence[Node], tangent: Callable[[Node], Node], shift: int | None) -> list[Node]:
     r"""Forward mode: :math:`\dot o = (\partial o / \partial x)\,\dot x` for every output o.
 
     Args:
         tangent: gives the tangent of a leaf node (``t``, ``y`` or ``leaf``).
-        shift: tangents of parameter ``k`` are the parameter arrays ``k + shift`` (for matrices and tables).
+        shift: tangents of parameter ``k`` are the parameter arrays ``k + shift`` (for matrices and tables); None: the
+            parameters do not move.
     """
     dot: dict[Node, Node] = {}
     zero = graph.const(0.0)
@@ -203,13 +204,15 @@ def jvp(graph: Graph, outputs: Sequence[Node], tangent: Callable[[Node], Node], 
         if node.op == "matvec":
             matrix, vector = node.args
             moved = graph.matvec(matrix, [dot[x] for x in vector])
-            turned = Matrix(matrix.leaf + shift, matrix.offset, matrix.row, matrix.column, matrix.shape)
-            own = graph.matvec(turned, vector)
+            own = [zero] * matrix.shape[0]
+            if shift is not None:
+                turned = Matrix(matrix.leaf + shift, matrix.offset, matrix.row, matrix.column, matrix.shape)
+                own = graph.matvec(turned, vector)
             for i in range(matrix.shape[0]):
                 dot[graph._make("elem", (node, i), "f")] = graph.apply("add", moved[i], own[i])
         elif node.op == "elem":
             pass  # set together with its product
-        elif node.kind != "f" or node.op == "const":
+        elif node.kind != "f" or node.op == "const" or (node.op == "gather" and shift is None):
             dot[node] = zero
         elif node.op == "gather":
             leaf, offset, stride, size, index = node.args

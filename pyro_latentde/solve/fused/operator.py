@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.event_watch import capacity
 from pyro_latentde.solve.fused.cpu import CpuKernel
+from pyro_latentde.solve.fused.event_graph import graph_events
 from pyro_latentde.solve.fused.graph_torch import batched_graph
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
 from pyro_latentde.solve.lift import is_wrapped
@@ -100,7 +102,7 @@ def _layout(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> Layo
 
 
 class FusedSolve(RowFunction):
-    """Outputs: ys ``(R, T, D)`` and report ``(R, 5)``."""
+    """Outputs: ys ``(R, T, D)``, report ``(R, 5)``, and with events times ``(R, E)``, states and which."""
 
     saved = (1,)
     follows = (None, None)
@@ -109,6 +111,9 @@ class FusedSolve(RowFunction):
         super().__init__()
         self.kernel, self.settings, self.replay = kernel, settings, replay
         self.wrt = tuple(range(3 + kernel.leaves))
+        self.room = capacity(kernel.traits)
+        if self.room:
+            self.differentiable, self.follows = (0, 2, 3), (None,) * 5
 
     def record(self, a: Arrays, token: int) -> Record:
         """Solve, and keep the steps unless ``token`` is 0."""
@@ -133,10 +138,12 @@ class FusedSolve(RowFunction):
         if token:
             keep_steps(token, record.steps)
         ys, dtype = torch.from_numpy(record.ys), tensors[0].dtype
-        return [ys if dtype is torch.float64 else ys.to(dtype), torch.from_numpy(record.report.T)]
+        found = [torch.from_numpy(x) for x in record.found]
+        found = [x.to(dtype) if x.is_floating_point() else x for x in found]
+        return [ys if dtype is torch.float64 else ys.to(dtype), torch.from_numpy(record.report.T), *found]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
-        return solve_outputs(rows, tensors)
+        return solve_outputs(rows, tensors, self.room)
 
     def on_context(self, ctx: object, outputs: Sequence[Tensor]) -> None:
         if self.settings.keep:
@@ -158,7 +165,9 @@ class FusedSolve(RowFunction):
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
             return torch.from_numpy(steps.plan()), torch.from_numpy(steps.status)
 
-        return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves)
+        kernel = self.kernel
+        events = None if kernel.events is None else graph_events(kernel.graph, kernel.events)
+        return replay_function(field, sizes, kernel.method, 3 + kernel.leaves, events, self.room)
 
     def make_vjp(self) -> RowFunction:
         return _FusedVJP(self)
@@ -175,7 +184,7 @@ class _FusedVJP(RowFunction):
         self.solve, n = solve, 3 + solve.kernel.leaves
         self.follows = tuple(range(n))
         self.differentiable = self.follows
-        self.wrt = (*self.follows, n + 1)
+        self.wrt = (*self.follows, *range(n + 1, n + 1 + len(solve.differentiable)))
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return self.run_some(rows, shared, tensors, (True,) * len(self.follows))
@@ -188,23 +197,24 @@ class _FusedVJP(RowFunction):
         wanted: Sequence[bool],
         ctx: Any = None,
     ) -> list[Tensor | None]:
-        *inputs, gys = tensors
+        n = len(self.follows)
+        inputs, seeds = tensors[: n + 1], tensors[n + 1 :]
         steps = ctx.steps_tie.steps() if ctx is not None else None
         if steps is None:
-            steps = self.solve.steps(rows, shared[:-1], inputs)
-        a = _arrays_of(steps, rows, shared[:-2], inputs[:-1])
-        gy = np.ascontiguousarray(gys.numpy(force=True), dtype=np.float64)
+            steps = self.solve.steps(rows, shared[: n + 1], inputs)
+        a = _arrays_of(steps, rows, shared[:n], inputs[:-1])
+        gy, *found = [np.ascontiguousarray(x.numpy(force=True), dtype=np.float64) for x in seeds]
         if self.solve.settings.sensitivity == "forward":
-            bars = _contract_sensitivities(self.solve.kernel, a, steps, gy)
+            bars = _contract_sensitivities(self.solve.kernel, a, steps, gy, *found)
         else:
-            bars = self.solve.kernel.adjoint(a, steps, gy)
+            bars = self.solve.kernel.adjoint(a, steps, gy, *found)
         if not bars.finite:
-            bars = _without_bad_rows(self.solve.kernel, a, steps, gy, bars)
+            bars = _without_bad_rows(self.solve.kernel, a, steps, bars, gy, *found)
         sizes = zip(inputs[:-1], wanted, strict=True)
         return [_gradient(rows, shared, k, x, a, bars) if asked else None for k, (x, asked) in enumerate(sizes)]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors[:-2]]
+        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors[: len(self.follows)]]
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(vjp_of(self.solve.replayed()))
@@ -220,6 +230,8 @@ class _FusedJVP(RowFunction):
         super().__init__()
         self.solve, self.n = solve, 3 + solve.kernel.leaves
         self.wrt = (*range(self.n), *range(self.n + 1, 2 * self.n + 1))
+        self.differentiable = tuple(range(len(solve.differentiable)))
+        self.follows = (None,) * len(self.differentiable)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         n = self.n
@@ -233,10 +245,11 @@ class _FusedJVP(RowFunction):
         layout = _layout(rows, moves[3:], shared[n + 4 :])
         p_dot = np.concatenate([np.zeros(0), *map(_flat, moves[3:])])
         out = self.solve.kernel.tangent(a, steps, y0_dot, times_dot, t0_dot, p_dot, layout)
-        return [torch.from_numpy(out).to(tensors[0].dtype)]
+        return [torch.from_numpy(x).to(tensors[0].dtype) for x in out]
 
     def outputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
-        return solve_outputs(rows, tensors[: self.n])[:1]
+        out = solve_outputs(rows, tensors[: self.n], self.solve.room)
+        return [out[i] for i in self.solve.differentiable]
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(jvp_of(self.solve.replayed()))
@@ -245,28 +258,32 @@ class _FusedJVP(RowFunction):
         return jvp_of(jvp_of(self.solve.replayed()))
 
 
-def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
-    """The cotangents by forward sensitivities: one tangent solve per scalar input, contracted with ``gy``."""
+def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray, *found: np.ndarray) -> Bars:
+    """The cotangents by forward sensitivities: one tangent solve per scalar input, contracted with what came in."""
     rows, points, d = gy.shape
-    ok = (steps.status == Status.OK)[:, None, None]
-    seed = np.where(ok, gy, 0.0)
+    ok = steps.status == Status.OK
+    seeds = [np.where(ok.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0) for x in (gy, *found)]
     y0_bar, ts_bar, t0_bar = np.zeros((rows, d)), np.zeros((rows, points)), np.zeros(rows)
     zeros = (np.zeros((rows, d)), np.zeros((rows, points)), np.zeros(rows), np.zeros(a.layout.size))
 
-    def sensitivity(which: int, index: tuple) -> np.ndarray:
+    def sensitivity(which: int, index: tuple) -> list[np.ndarray]:
         moves = [z.copy() if i == which else z for i, z in enumerate(zeros)]
         moves[which][index] = 1.0
         return kernel.tangent(a, steps, *moves, a.layout)
 
+    def worth(which: int, index: tuple) -> np.ndarray:
+        pairs = zip(seeds, sensitivity(which, index), strict=True)
+        return sum((seed * moved).reshape(rows, -1).sum(1) for seed, moved in pairs)
+
     for i in range(d):
-        y0_bar[:, i] = (seed * sensitivity(0, (slice(None), i))).sum((1, 2))
-    ts_bar[:] = (seed * sensitivity(1, (slice(None),))).sum(2)  # an output depends on its own time alone
-    t0_bar[:] = (seed * sensitivity(2, (slice(None),))).sum((1, 2))
+        y0_bar[:, i] = worth(0, (slice(None), i))
+    ts_bar[:] = (seeds[0] * sensitivity(1, (slice(None),))[0]).sum(2)  # an output depends on its own time alone
+    t0_bar[:] = worth(2, (slice(None),))
     g = np.zeros(a.layout.size + a.layout.shared_size)
     for offset, length, stride, place in zip(*a.layout.columns, strict=True):
         for j in range(stride or length):
             index = slice(offset + j, offset + length, stride) if stride else slice(offset + j, offset + j + 1)
-            per_row = (seed * sensitivity(3, (index,))).sum((1, 2))
+            per_row = worth(3, (index,))
             if stride:
                 g[place + j : place + length : stride] = per_row
             else:
@@ -275,7 +292,7 @@ def _contract_sensitivities(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.n
     return Bars(y0_bar, ts_bar, t0_bar, g, bool(finite))
 
 
-def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray, bars: Bars) -> Bars:
+def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, bars: Bars, *seeds: np.ndarray) -> Bars:
     """Rows whose cotangent overflows although what came in is finite: zero gradient, a status, a message."""
     per_row = [x.reshape(a.rows, -1) for x in bars[:3]]
     for offset, _, stride, _ in zip(*a.layout.columns, strict=True):
@@ -283,9 +300,10 @@ def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray
             per_row.append(bars[3][offset : offset + a.rows * stride].reshape(a.rows, stride))
     bad = ~np.all([np.isfinite(x).all(1) for x in per_row], axis=0)
     if not bad.any():  # only sums over rows are affected: find the rows one by one
-        alone = [kernel.adjoint(_row(a, r), _row_steps(steps, r), gy[r : r + 1]) for r in range(a.rows)]
+        rows = range(a.rows)
+        alone = [kernel.adjoint(_row(a, r), _row_steps(steps, r), *(x[r : r + 1] for x in seeds)) for r in rows]
         bad = np.array([not one.finite for one in alone])
-    bad &= np.isfinite(gy).all((1, 2)) & (steps.status == Status.OK)
+    bad &= np.isfinite(seeds[0]).all((1, 2)) & (steps.status == Status.OK)
     if not bad.any():
         return bars
     steps.status[bad] = Status.NON_FINITE_GRADIENT
@@ -296,7 +314,7 @@ def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray
         a.rows,
         int(np.argmax(bad)),
     )
-    return kernel.adjoint(a, steps, gy)
+    return kernel.adjoint(a, steps, *seeds)
 
 
 def _row(a: Arrays, r: int) -> Arrays:

@@ -16,15 +16,19 @@ References:
 """
 
 from pyro_latentde.solve.fused.templates.adjoint import adjoint_source
-from pyro_latentde.solve.fused.templates.forward import FIRST_STEP, INSERTION_POINT, forward_source
+from pyro_latentde.solve.fused.templates.events import event_functions
+from pyro_latentde.solve.fused.templates.forward import forward_source
+from pyro_latentde.solve.fused.templates.helpers import FIRST_STEP, INSERTION_POINT
 from pyro_latentde.solve.fused.templates.newton import newton_source
-from pyro_latentde.solve.fused.templates.parts import record_width, work_size
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, record_width, work_size
 from pyro_latentde.solve.fused.templates.tangent import tangent_source
 
 __all__ = [
     "FIRST_STEP",
     "INSERTION_POINT",
+    "WorkLayout",
     "adjoint_source",
+    "event_functions",
     "forward_source",
     "newton_source",
     "record_width",

@@ -1,20 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact reverse of the recorded steps of each row."""
 
+from collections.abc import Sequence
+
+from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.fused.templates.event_derivatives import event_reverse, reverse_begin, reverse_slots
 from pyro_latentde.solve.fused.templates.implicit import implicit_reverse
-from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, indent, interpolant, stage, stage_rows
+from pyro_latentde.solve.fused.templates.parts import (
+    WorkLayout,
+    blend,
+    indent,
+    interpolant,
+    lines,
+    stage,
+    stage_rows,
+)
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["adjoint_source"]
 
 
-def adjoint_source(method: Method, d: int, leaves: int) -> str:
+def adjoint_source(method: Method, d: int, leaves: int, events: Sequence[EventTraits] = ()) -> str:
     """Source of ``adjoint``: cotangents of y0, times, t0 and every parameter, from those of the outputs.
 
     The recorded steps h are constants and the grid starts at t0, so t0 shifts every t_n, and an output time moves along
     the interpolant of its step.
     """
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, events)
     if method.kind == "implicit":
         step = implicit_reverse(method, at, d)
     elif method.stiff is None:
@@ -32,7 +44,7 @@ def _walk_back(method: Method, at: WorkLayout, d: int, leaves: int) -> str:
     return f"""
 def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, gy: Floats,
             status: Ints, buf: Floats, spans: Ints, y0_bar: Floats, ts_bar: Floats, t0_bar: Floats, g: Floats,
-            go: Ints, gs: Ints, gc: Ints, w: Floats, o: Ints, q: Ints) -> int:
+            go: Ints, gs: Ints, gc: Ints, w: Floats, o: Ints, q: Ints{reverse_slots(at)}) -> int:
     for r in range(lo, hi):
         for k in range({leaves}):
             o[k] = po[k] + r * ps[k]
@@ -47,7 +59,7 @@ def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: Flo
             sign = 1.0
             if spans[2 * r + 1] > begin and buf[begin * {at.width} + 1] < 0.0:
                 sign = -1.0
-            for n in range(spans[2 * r + 1] - 1, begin - 1, -1):
+{lines(reverse_begin(at, d), 3)}            for n in range(spans[2 * r + 1] - 1, begin - 1, -1):
                 t = buf[n * {at.width}]
                 h = buf[n * {at.width} + 1]
                 for i in range({d}):
@@ -81,7 +93,7 @@ def _explicit_reverse(method: Method, at: WorkLayout, d: int) -> str:
     back_extra = f"if first <= j:\n    {indent(back_extra, 1)}" if back_extra else ""
     return f"""{forward}
 {extra}
-for i in range({d}):
+{lines(event_reverse(method, at, d), 0)}for i in range({d}):
     lam = w[{at.lam} + i]
     {indent(seed, 1)}
 for jj in range(first, j + 1):

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adaptive (or fixed, or replayed) solve of each row."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.fused.templates.events import event_happens, event_rows_begin, event_search, event_slots
 from pyro_latentde.solve.fused.templates.implicit import implicit_trial
-from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, lines, stage
 from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["FIRST_STEP", "INSERTION_POINT", "forward_source"]
+__all__ = ["forward_source"]
 
 
-def forward_source(method: Method, d: int, leaves: int) -> str:
+def forward_source(method: Method, d: int, leaves: int, events: Sequence[EventTraits] = ()) -> str:
     """Source of ``forward``: see the package for what it does; step modes are 0 adaptive, 1 fixed, 2 replayed."""
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, events)
     return "".join(
         [
             _start_of_row(at, d, leaves),
@@ -32,7 +35,7 @@ def _start_of_row(at: WorkLayout, d: int, leaves: int) -> str:
 def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: FloatsAt, tss: int, t0: FloatsAt, t0s: int,
             p: FloatsAt, po: Ints, ps: Ints, ys: Floats, report: Ints, rtol: float, atol: float, max_steps: int,
             mode: int, step: float, hs: Floats, hss: int, token: int, buf: Floats, room: int, spans: Ints, w: Floats,
-            o: Ints) -> int:
+            o: Ints{event_slots(at)}) -> int:
     keep = token != 0
     pos = 0
     for r in range(lo, hi):
@@ -56,7 +59,7 @@ def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: Floats
         field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
         for i in range({d}):
             fine = fine and abs(w[{at.k} + i]) < np.inf
-        if not fine:
+{lines(event_rows_begin(at), 2)}        if not fine:
             code = 3
         j = 0
         while j < T and ts[tt + j] == start:  # whatever comes, the state at t0 is known
@@ -96,7 +99,7 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             for i in range({d}):
                 buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
             {indent(_record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
-            pos += 1
+{lines(_record_event(at, "pos * " + str(at.width), "0.0"), 3)}            pos += 1
         {indent(_start_of_implicit(method), 2)}
         before = 0.0
         retry = False
@@ -119,6 +122,7 @@ def _start_of_implicit(method: Method) -> str:
 
 def _next_step(method: Method, at: WorkLayout) -> str:
     """How far the next step goes, or why there is none."""
+    start, taken = ("origin", "accepted - base") if at.events else ("start", "accepted")
     return f"""        while code == 0 and not last:
             if mode != 2 and accepted + rejected >= max_steps:
                 code = 1
@@ -134,16 +138,16 @@ def _next_step(method: Method, at: WorkLayout) -> str:
                     code = 3 if unfinished else 2
                     break
             else:
-                last = accepted == planned - 1
+                last = {"accepted - (0 if mode == 2 else base)" if at.events else "accepted"} == planned - 1
             if mode == 0:
                 t_new = t_end if last else t + h
             elif mode == 1:
-                t_new = t_end if last else start + (accepted + 1) * h
+                t_new = t_end if last else {start} + ({taken} + 1) * h
             else:
                 h = hs[r * hss + {_place("accepted", at)}]
                 {indent(_given_kind(method, at), 4)}
                 offset += h
-                t_new = start + offset
+                t_new = {start} + offset
                 if last:  # sums of steps miss the last output time by rounding
                     rounding = (hss + 4) * 2.220446049250313e-16 * max(abs(start), abs(t_end))
 """
@@ -175,7 +179,7 @@ def _trial(method: Method, at: WorkLayout, d: int) -> str:
                 rejected += 1
                 code = 3
                 break
-"""
+{lines(event_search(method, at, d), 3)}"""
 
 
 def _explicit_trial(method: Method, at: WorkLayout, d: int) -> str:
@@ -205,11 +209,11 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 for i in range({d}):
                     buf[at_record + 2 + i] = w[{at.y} + i]
                 {indent(_record_stages(method, at, d, "at_record", at.stages), 4)}
-                pos += 1
+{lines(_record_event(at, "at_record", "fired + 1.0"), 4)}                pos += 1
             {indent(_dense_stages(method, at, d), 3)}
             while j < T and (sign * ts[tt + j] <= sign * t_new or last):
                 gap = abs(ts[tt + j] - t_new)
-                if mode == 2 and sign * ts[tt + j] > sign * t_new and gap > max(rounding, 1e-4 * abs(h)):
+                if mode == 2 and sign * ts[tt + j] > sign * t_new and gap > max(rounding, {_reach(at)} * abs(h)):
                     code = 1  # the given steps do not reach; a little beyond they do, for finite differences
                     break
                 if gap <= rounding:
@@ -237,7 +241,16 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 retry = False
                 unfinished = False
                 h = h * factor
-"""
+{lines(event_happens(method, at, d), 3)}"""
+
+
+def _reach(at: WorkLayout) -> str:
+    """How far beyond given steps an output may lie, in units of the last: events move what is behind them."""
+    return "0.1" if at.events else "1e-4"
+
+
+def _record_event(at: WorkLayout, record: str, event: str) -> str:
+    return f"buf[{record} + {at.event}] = {event}" if at.events else ""
 
 
 def _output(method: Method, at: WorkLayout, d: int) -> str:
@@ -271,7 +284,7 @@ def _record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: 
 def _given_kind(method: Method, at: WorkLayout) -> str:
     if method.stiff is None:
         return ""
-    return "stiff = hs[r * hss + 2 * accepted + 1] != 0.0"
+    return f"stiff = hs[r * hss + {at.plan} * accepted + 1] != 0.0"
 
 
 def _after_implicit(method: Method) -> str:
@@ -330,47 +343,6 @@ def _first_step(method: Method, at: WorkLayout, d: int, k: int) -> str:
         f"w, {at.y}, {at.y_new}, {at.k}, {at.ys}, {at.scratch}, p, o)\n"
         f"    evals += 1"
     )
-
-
-FIRST_STEP = """
-def first_step(t: float, span: float, sign: float, rtol: float, atol: float, power: float, d: int, w: Floats, y: int,
-               y1: int, k: int, k1: int, ws: int, p: Floats, o: Ints) -> float:
-    d0 = 0.0
-    d1 = 0.0
-    for i in range(d):
-        scale = atol + rtol * abs(w[y + i])
-        d0 += (w[y + i] / scale) ** 2
-        d1 += (w[k + i] / scale) ** 2
-    d0 = math.sqrt(d0 / d)
-    d1 = math.sqrt(d1 / d)
-    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    h0 = min(h0, span)
-    for i in range(d):
-        w[y1 + i] = w[y + i] + sign * h0 * w[k + i]
-    field(t + sign * h0, w, y1, k1, ws, p, o)
-    d2 = 0.0
-    for i in range(d):
-        scale = atol + rtol * abs(w[y + i])
-        d2 += ((w[k1 + i] - w[k + i]) / scale) ** 2
-    d2 = math.sqrt(d2 / d) / h0
-    h1 = max(1e-6, 1e-3 * h0) if d1 <= 1e-15 and d2 <= 1e-15 else (0.01 / max(d1, d2)) ** power
-    h = min(100.0 * h0, h1, span)
-    return h if 0.0 < h < np.inf and d2 < np.inf else 1e-6 * span
-"""
-
-INSERTION_POINT = """
-def insertion_point(p: Floats, start: int, stride: int, size: int, right: bool, value: float) -> int:
-    lo = 0
-    hi = size
-    while lo < hi:
-        mid = (lo + hi) >> 1
-        knot = p[start + stride * mid]
-        if knot < value or (right and knot == value):
-            lo = mid + 1
-        else:
-            hi = mid
-    return lo
-"""
 
 
 def _error_norm(method: Method, at: WorkLayout, d: int) -> str:

@@ -11,10 +11,11 @@ References:
     Hairer, Wanner, Solving Ordinary Differential Equations II, 2nd ed., Springer 1996, IV.6, IV.8.
 """
 
-from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant
+from pyro_latentde.solve.fused.templates.event_derivatives import event_reverse
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, lines
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["implicit_reverse", "implicit_tangent_step", "implicit_trial"]
+__all__ = ["exact_stages", "implicit_reverse", "implicit_tangent_step", "implicit_trial"]
 
 # Errors of Newton's method, in units of the tolerance, stay well below those of the method.
 GOAL = 1e-3
@@ -72,19 +73,38 @@ for i in range({d}):
 stale = worst > {SLOW}"""
 
 
-def _stage(method: Method, at: WorkLayout, d: int, s: int) -> str:
+def exact_stages(method: Method, at: WorkLayout, d: int) -> str:
+    """The stages of a step of given size, down to rounding; the rate is -1 where Newton's method fails."""
+    stages = "\n".join(_stage(method, at, d, s, exact="True") for s in range(1, len(method.c)))
+    return f"""{_ROUNDING.replace("DIM", str(d)).replace("STATE", str(at.y))}
+w[{at.info}] = 0.0
+rate = 0.0
+worst = 0.0
+hg = h * {method.gamma!r}
+{stages}"""
+
+
+_ROUNDING = """newton_rtol = 1e-12
+newton_atol = 0.0
+for i in range(DIM):
+    newton_atol = max(newton_atol, 1e-12 * abs(w[STATE + i]))
+newton_atol = max(newton_atol, 1e-300)"""
+
+
+def _stage(method: Method, at: WorkLayout, d: int, s: int, exact: str = "mode != 0") -> str:
     c, a = method.c[s], method.a[s]
     guess = combine([method.gamma * x for x in method.predictor[s]], str(at.k), d)
     return f"""if rate >= 0.0:
     for i in range({d}):
         w[{at.base} + i] = w[{at.y} + i] + h * ({combine(a[:s], str(at.k), d)})
         w[{at.z} + i] = h * ({guess})
-    rate = newton(t + {c!r} * h, hg, {at.k + s * d}, mode != 0, newton_rtol, newton_atol, {GOAL!r}, w, p, o)
+    rate = newton(t + {c!r} * h, hg, {at.k + s * d}, {exact}, newton_rtol, newton_atol, {GOAL!r}, w, p, o)
     worst = max(worst, rate)"""
 
 
 def implicit_reverse(method: Method, at: WorkLayout, d: int) -> str:
     """Cotangents of one recorded step; ``kap`` carries that of the slope with which it began to the step before."""
+    happened = event_reverse(method, at, d)
     stages = len(method.c)
     read = "\n".join(
         f"for i in range({d}):\n    w[{at.k + s * d} + i] = buf[n * {at.width} + {2 + (s + 1) * d} + i]"
@@ -97,7 +117,7 @@ def implicit_reverse(method: Method, at: WorkLayout, d: int) -> str:
     )
     back = "\n".join(_reverse_stage(method, at, d, s) for s in range(stages - 1, 0, -1))
     return f"""{read}
-for i in range({d}):
+{lines(happened, 0)}for i in range({d}):
     lam = w[{at.lam} + i]
     {indent(seed, 1)}
     w[{at.k_bar + (stages - 1) * d} + i] += w[{at.kap} + i]

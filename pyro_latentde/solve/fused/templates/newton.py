@@ -10,6 +10,9 @@ References:
     Golub, Van Loan, Matrix Computations, 4th ed., Johns Hopkins 2013, 3.4.
 """
 
+from collections.abc import Sequence
+
+from pyro_latentde.solve.events import EventTraits
 from pyro_latentde.solve.fused.templates.parts import WorkLayout
 from pyro_latentde.solve.methods import Method
 
@@ -19,11 +22,11 @@ MOST = 8  # iterations; a chord that needs more is worth a new Jacobian or a sma
 MOST_EXACT = 20  # where every iteration has a Jacobian of its own
 
 
-def newton_source(method: Method, d: int) -> str:
+def newton_source(method: Method, d: int, events: Sequence[EventTraits] = ()) -> str:
     """``lu_factor``, ``lu_solve``, ``lu_solve_transposed``, ``newton_matrix`` and ``newton``, where they are needed."""
     if method.kind == "explicit":
         return ""
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, events)
     return _LU.replace("DIM", str(d)) + _newton(at, d)
 
 

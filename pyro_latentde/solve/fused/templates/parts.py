@@ -3,14 +3,18 @@
 
 from collections.abc import Sequence
 
+from pyro_latentde.solve.event_watch import capacity
+from pyro_latentde.solve.events import EventTraits
 from pyro_latentde.solve.methods import Method
 
 __all__ = [
     "WorkLayout",
     "blend",
     "combine",
+    "for_event",
     "indent",
     "interpolant",
+    "lines",
     "record_width",
     "stage",
     "stage_rows",
@@ -20,6 +24,11 @@ __all__ = [
 
 def indent(text: str, levels: int) -> str:
     return text.replace("\n", "\n" + "    " * levels)
+
+
+def lines(text: str, levels: int) -> str:
+    """Whole lines at a level, or nothing: where there is nothing, a kernel's source is as without."""
+    return "    " * levels + indent(text, levels) + "\n" if text else ""
 
 
 def combine(weights: Sequence[float], base: str, d: int, index: str = "i") -> str:
@@ -46,10 +55,17 @@ def blend(method: Method, name: str, base: str, d: int, index: str = "i") -> str
     return " + ".join(terms)
 
 
+def for_event(which: str, source: dict[int, str]) -> str:
+    """``if which == e: ...`` for every event that has some source."""
+    parts = [f"{which} == {e}:\n    {indent(text, 1)}" for e, text in source.items()]
+    return "if " + "\nelif ".join(parts) if parts else ""
+
+
 class WorkLayout:
     """Where things lie in the work array, for D states and all stages of a method."""
 
-    def __init__(self, method: Method, d: int) -> None:
+    def __init__(self, method: Method, d: int, events: Sequence[EventTraits] = ()) -> None:
+        self.events, self.room, self.states = tuple(events), capacity(events), d
         self.stages = len(method.c) + len(method.dense_c)
         self.y, self.y_new, self.lam, self.bar, self.y_dot = (i * d for i in range(5))
         self.k = 5 * d
@@ -67,17 +83,32 @@ class WorkLayout:
             self.width += self.stages * d + 1  # the stages too, and how the step was taken
         if method.kind == "switching":
             self.plan = 2  # h, and how it was taken
+        if events:
+            self.plan = 3  # and the event that it ends in, counted from 1
+            end = self._place_events(end, d, len(events))
+            self.event = self.width - (0 if method.kind == "explicit" else 1)  # how it was taken stays the last
+            self.width += 1
         self.scratch = end
 
+    def _place_events(self, end: int, d: int, n: int) -> int:
+        """Sides of conditions, values and rates with which a search begins, and room to work."""
+        self.side, self.value, self.rate, self.touch, self.count, self.g, self.right = (end + i * n for i in range(7))
+        end += 7 * n
+        self.spot, self.direction, self.phi = (end + i * d for i in range(3))
+        self.k_size = end + 3 * d
+        end = self.k_size + self.stages * d
+        self.fired, self.left = end, end + 1
+        return end + 2
 
-def record_width(method: Method, d: int) -> int:
+
+def record_width(method: Method, d: int, events: Sequence[EventTraits] = ()) -> int:
     """Numbers that are stored for each accepted step."""
-    return WorkLayout(method, d).width
+    return WorkLayout(method, d, events).width
 
 
-def work_size(method: Method, d: int, scratch: int) -> int:
+def work_size(method: Method, d: int, scratch: int, events: Sequence[EventTraits] = ()) -> int:
     """Entries of the work array one thread needs."""
-    return WorkLayout(method, d).scratch + scratch
+    return WorkLayout(method, d, events).scratch + scratch
 
 
 def stage_rows(method: Method) -> list[tuple[float, tuple[float, ...]]]:

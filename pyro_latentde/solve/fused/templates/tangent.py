@@ -1,27 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact forward derivative along the recorded steps of each row."""
 
+from collections.abc import Sequence
+
+from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.fused.templates.event_derivatives import (
+    event_tangent,
+    event_tangent_end,
+    not_ended,
+    tangent_slots,
+)
 from pyro_latentde.solve.fused.templates.implicit import implicit_tangent_step
-from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage_rows
+from pyro_latentde.solve.fused.templates.parts import (
+    WorkLayout,
+    blend,
+    combine,
+    indent,
+    interpolant,
+    lines,
+    stage_rows,
+)
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["tangent_source"]
 
 
-def tangent_source(method: Method, d: int, leaves: int) -> str:
+def tangent_source(method: Method, d: int, leaves: int, events: Sequence[EventTraits] = ()) -> str:
     """Source of ``tangent``: directional derivative of the outputs along given tangents of all inputs."""
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, events)
     k_dot = at.k_bar
     stages, end = _stages(method, at, d), f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
+    if at.events:
+        end += f" + h_dot * ({combine(method.b, str(at.k), d)})"
+    moved, only = event_tangent(method, at, d), not_ended(at)
     if method.stiff is not None:
         other = f"w[{at.y_dot} + i] += h * ({combine(method.stiff.b, str(k_dot), d)})"
+        if at.events:
+            other += f" + h_dot * ({combine(method.stiff.b, str(at.k), d)})"
+            moved = _by_kind(at, moved, event_tangent(method.stiff, at, d))
         end = _by_kind(at, end, other)
+    if only:
+        moved += f"\n{_end_of_terminal(at)}"
     if method.kind != "explicit":
         end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
             pdo: Ints, pds: Ints, status: Ints, buf: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats,
-            t0_dot: Floats, ys_dot: Floats, w: Floats, o: Ints, od: Ints) -> int:
+            t0_dot: Floats, ys_dot: Floats, w: Floats, o: Ints, od: Ints{tangent_slots(at)}) -> int:
     for r in range(lo, hi):
         for k in range({leaves}):
             o[k] = po[k] + r * ps[k]
@@ -31,7 +56,7 @@ def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: I
         for i in range({d}):
             w[{at.y_dot} + i] = y0_dot[r * {d} + i]
         j = 0
-        begin = spans[2 * r]
+{lines("number = 0" if at.events else "", 2)}        begin = spans[2 * r]
         end = spans[2 * r + 1] if status[r] == 0 else begin
         sign = 1.0
         if end > begin and buf[begin * {at.width} + 1] < 0.0:
@@ -43,14 +68,14 @@ def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: I
             for i in range({d}):
                 w[{at.y} + i] = buf[n * {at.width} + 2 + i]
             {indent(stages, 3)}
-            while j < T and (sign * ts[tt + j] <= sign * t_new or n + 1 == end):
+{lines(moved, 3)}            while j < T and (sign * ts[tt + j] <= sign * t_new or n + 1 == end{only}):
                 theta = (ts[tt + j] - t) / h if h != 0.0 else 0.0
-                theta_dot = ts_dot[r * T + j] - t_dot
+                theta_dot = ts_dot[r * T + j] - t_dot{" - theta * h_dot" if at.events else ""}
                 {indent(_output(method, at, d), 4)}
                 j += 1
             for i in range({d}):
                 {indent(end, 4)}
-        while j < T:
+{lines(event_tangent_end(at, d), 3)}        while j < T:
             for i in range({d}):
                 ys_dot[(r * T + j) * {d} + i] = w[{at.y_dot} + i] if status[r] == 0 else 0.0
             j += 1
@@ -80,14 +105,20 @@ def _stages(method: Method, at: WorkLayout, d: int) -> str:
 def _output(method: Method, at: WorkLayout, d: int) -> str:
     """The tangent of an output inside a step."""
     weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
+    moved = f"\n        + h_dot * ({blend(method, 'b', str(at.k), d)})" if at.events else ""
     inside = f"""{weights}
 for i in range({d}):
     ys_dot[(r * T + j) * {d} + i] = (
         w[{at.y_dot} + i]
         + h * ({blend(method, "b", str(at.k_bar), d)})
-        + theta_dot * ({blend(method, "d", str(at.k), d)})
+        + theta_dot * ({blend(method, "d", str(at.k), d)}){moved}
     )"""
     return inside if method.stiff is None else _by_kind(at, inside, _output(method.stiff, at, d))
+
+
+def _end_of_terminal(at: WorkLayout) -> str:
+    """The last step of a row may end before the last output."""
+    return f"if n + 1 == end{not_ended(at).replace('and not', 'and')}:\n    t_new = t + h"
 
 
 def _by_kind(at: WorkLayout, explicit: str, implicit: str) -> str:
