@@ -13,6 +13,7 @@ from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
 from pyro_latentde.sites.solve_probe import shown
+from pyro_latentde.solve.events import Event, as_events
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
 
@@ -30,6 +31,7 @@ def ode(
     t0: Any = None,
     event_dims: dict[str, int] | None = None,
     shooting: Any = None,
+    events: Event | Sequence[Event] | None = None,
     **settings: Any,
 ) -> Any:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` and record the trajectory as the deterministic site ``name``.
@@ -51,17 +53,21 @@ def ode(
         event_dims: Dimensions of one row, by parameter name, where the field does not tell.
         shooting: A ``models.Shooting``: the trajectory in segments with starts of their own, for long series of
             oscillating or chaotic systems. Its sites are "shots" and "continuity".
+        events: An :class:`~pyro_latentde.Event`, or several. What happened is returned too, and its times are the
+            deterministic site ``"{name}.events"``, ``(*batch, E)``, padded with NaN.
         settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
             :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from outside.
 
     Returns:
         The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is
-        conditioned on, the given value.
+        conditioned on, the given value. With ``events`` a pair: the states, and
+        :class:`~pyro_latentde.solve.events.FoundEvents`, whose times and states have gradients, for a likelihood of
+        spike or hitting times.
 
     Raises:
         SolveError: If rows fail and no Pyro handler is active, or for settings that cannot be met.
         ShapeError: For shapes, dtypes or devices that do not fit.
-        LatentDEError: For a ``shooting`` of another type.
+        LatentDEError: For a ``shooting`` of another type, or with events.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, pyro_latentde as lde
@@ -76,12 +82,20 @@ def ode(
             raise LatentDEError(
                 f"ode {name!r}: shooting: expected models.Shooting(length, sd), got {type(shooting).__name__}."
             )
+        if events is not None:
+            raise LatentDEError(
+                f"ode {name!r}: a solve in segments (shooting=) knows no events; leave one of them out."
+            )
         keywords = {**settings, "event_dims": event_dims}
         return shooting.trajectory(name, f, y0, torch.as_tensor(times), params, states, keywords, t0=t0)
     with named_errors(name):
-        solution = solve_at_site(name, f, y0, times, params, t0=t0, event_dims=event_dims, **settings)
+        happenings = {} if events is None else {"events": as_events(events)}
+        solution = solve_at_site(name, f, y0, times, params, t0=t0, event_dims=event_dims, **happenings, **settings)
         value = record_trajectory(name, _stacked(solution), solution, states)
-    return solution.shape_of_state.unflatten(value)
+        if events is not None:
+            pyro.deterministic(f"{name}.events", solution.events.times, event_dim=1)
+    states_found = solution.shape_of_state.unflatten(value)
+    return states_found if events is None else (states_found, solution.events)
 
 
 def solve_at_site(
@@ -93,14 +107,17 @@ def solve_at_site(
     *,
     t0: Any = None,
     event_dims: dict[str, int] | None = None,
+    events: tuple[Event, ...] = (),
     **settings: Any,
 ) -> Solution:
     """Solve as :func:`ode` does, weights drawn and settings from outside applied, without recording a site."""
     failed = "nan" if pyro.poutine.runtime.am_i_wrapped() else "raise"
     keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed}
+    if events:
+        keywords["events"] = events
     with held_weights(f) as field:
         solution = odesolve(field, y0, times, params, t0=t0, **keywords)
-        shown(name, solution, (field, y0, times, params, t0, event_dims))
+        shown(name, solution, (field, y0, times, params, t0, event_dims, events))
         extra = requested_times(name)
         if extra is not None:
             start = solution.times[..., 0] if t0 is None else t0
