@@ -236,8 +236,8 @@ class CpuKernel:
 
     def _build(self, kind: str, template: str) -> tuple[Callable, int]:
         with self.graph.lock:
-            implicit = self.method.kind != "explicit"
-            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
+            implicit, halves = self.method.uses_newton, self.method.kind == "symplectic"
+            fields = field_source(self.graph, self.outputs, kind == "tangent", implicit, halves)
         helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
         if implicit:
             helpers.append(templates.newton_source(self.method, self.states))
