@@ -159,7 +159,13 @@ def test_gradients_by_any_way_are_the_same(method):
     p = RATES[0]
     expected = torch.autograd.grad(loss(q := p.clone().requires_grad_(), "torch"), q)[0]
     sensitivities = torch.autograd.grad(loss(q := p.clone().requires_grad_(), gradient="forward"), q)[0]
-    for found in (grad(loss)(p), jacrev(loss)(p), jacfwd(loss)(p), sensitivities, make_fx(lambda p: grad(loss)(p))(p)(p)):
+    for found in (
+        grad(loss)(p),
+        jacrev(loss)(p),
+        jacfwd(loss)(p),
+        sensitivities,
+        make_fx(lambda p: grad(loss)(p))(p)(p),
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     mapped = vmap(grad(loss))(RATES)
     torch.testing.assert_close(mapped, torch.stack([grad(loss)(r) for r in RATES]), rtol=1e-13, atol=0)
