@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.fused.cuda import CudaBars, CudaKernel, CudaRecord, CudaSteps, Inputs
+from pyro_latentde.solve.fused.cuda import CudaKernel
+from pyro_latentde.solve.fused.cuda_records import CudaBars, CudaRecord, CudaSteps, Inputs
 from pyro_latentde.solve.fused.operator import FusedJVP, FusedSolve, FusedVJP, warn_of_gradients
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
