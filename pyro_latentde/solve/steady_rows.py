@@ -145,7 +145,7 @@ class SteadyRows(RowFunction):
         return status
 
     def _holds(self, equations: _Equations, laws: Tensor, guess: Tensor) -> bool:
-        """Whether laws found in one row hold in all; at some parameters only (a rate of zero) they cannot be declared."""
+        """Whether laws found in one row hold in all: at some parameters only (a rate of zero) nothing is to declare."""
         every = torch.arange(len(guess), device=guess.device)
         probes, _ = _around(guess[0], guess[0], every[:1])
         for probe in probes[:3]:
