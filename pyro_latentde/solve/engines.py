@@ -5,7 +5,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,16 @@ from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
 from pyro_latentde.solve.vector_field import row_of
 
-__all__ = ["ENGINES", "batched_events", "batched_field", "choose_engine", "fused_function", "torch_function"]
+__all__ = [
+    "ENGINES",
+    "batched_events",
+    "batched_field",
+    "choose_engine",
+    "fused_function",
+    "on_device",
+    "torch_function",
+    "traced",
+]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
@@ -60,7 +69,8 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
         return engine, "as asked"
     obstacle = _why_not_fused(problem)
     if obstacle is None:
-        return "fused", "the field compiles to one kernel"
+        where = ", one thread of the device for each row" if on_device(problem.tensors[0]) else ""
+        return "fused", f"the field compiles to one kernel{where}"
     if engine == "fused":
         raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
     return "torch", obstacle
@@ -77,21 +87,46 @@ def _refuse_events(engine: str, gradient: str) -> None:
 
 
 def _why_not_fused(problem: Problem) -> str | None:
-    kernels, y0 = problem.info.kernels, problem.tensors[0]
+    found = traced(problem)
+    return found if isinstance(found, str) else None
+
+
+def traced(problem: Problem) -> Any:
+    """The traced field, or why there is none; traced once."""
+    kernels = problem.info.kernels
     if "trace" not in kernels:
-        kernels["trace"] = _no_kernel_for(y0) or _trace(problem)
-    traced = kernels["trace"]
-    return traced if isinstance(traced, str) else None
+        kernels["trace"] = _no_kernel_for(problem.tensors[0]) or _no_events_on_device(problem) or _trace(problem)
+    return kernels["trace"]
+
+
+def _no_events_on_device(problem: Problem) -> str | None:
+    if problem.events and on_device(problem.tensors[0]):
+        return "events are found on a CUDA device by the torch engine"
+    return None
 
 
 def _no_kernel_for(y0: Tensor) -> str | None:
     if _llvm_missing():
         return "llvmlite is not installed"
-    if y0.device.type != "cpu":
-        return f"the state is on {y0.device}, and kernels are compiled for the CPU"
+    if y0.device.type not in ("cpu", "cuda"):
+        return f"the state is on {y0.device}, and kernels are compiled for CPUs and CUDA devices"
     if y0.dtype not in (torch.float32, torch.float64):
         return f"the state has dtype {y0.dtype}"
-    return None
+    return _no_kernel_on_device(y0) if y0.is_cuda else None
+
+
+def _no_kernel_on_device(y0: Tensor) -> str | None:
+    from pyro_latentde.solve.fused.cuda_device import obstacle
+
+    missing = obstacle()
+    if missing is not None:
+        _LOG.warning("solves on %s run on the torch engine, which is slower: %s", y0.device, missing)
+    return missing and f"the state is on {y0.device}: {missing}"
+
+
+def on_device(y0: Tensor) -> bool:
+    """Whether the fused engine solves on a CUDA device."""
+    return y0.is_cuda
 
 
 def _trace(problem: Problem) -> Any:
@@ -132,7 +167,7 @@ def _trace(problem: Problem) -> Any:
 def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
     """The compiled solve, keeping its steps or not; compiled once per field and method, whatever lambda carries it."""
     kernels = problem.info.kernels
-    key = (settings, keep, problem.checked)
+    key = (settings, keep, problem.checked, on_device(problem.tensors[0]))
     function = kernels.get(key)
     if function is None:
         function = _new_fused_function(problem, settings, keep)
@@ -145,12 +180,27 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     from pyro_latentde.solve.fused.cpu import CpuKernel
     from pyro_latentde.solve.fused.operator import FusedSolve
 
-    kernels, name = problem.info.kernels, settings.method
+    kernels, name, y0 = problem.info.kernels, settings.method, problem.tensors[0]
+    further = settings.fused(keep, problem.checked), settings.replay_steps(problem)
+    if on_device(y0):
+        return _on_device(problem, name)(*further)
     if name not in kernels:
         trace = kernels["trace"]
         method = get_method(name)
-        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method, kernels.get("events"))
-    return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
+        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method, events=kernels.get("events"))
+    return FusedSolve(kernels[name], *further)
+
+
+def _on_device(problem: Problem, name: str) -> Callable[..., RowFunction]:
+    from pyro_latentde.solve.fused.cuda import CudaKernel
+    from pyro_latentde.solve.fused.cuda_operator import CudaSolve
+
+    kernels, dtype = problem.info.kernels, problem.tensors[0].dtype
+    key = (name, dtype)
+    if key not in kernels:
+        trace = kernels["trace"]
+        kernels[key] = CudaKernel(trace.graph, trace.outputs, problem.leaves, get_method(name), dtype)
+    return partial(CudaSolve, kernels[key])
 
 
 def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]:

@@ -13,10 +13,11 @@ from pyro_latentde.solve.engines import batched_field, choose_engine, fused_func
 from pyro_latentde.solve.events import Event, FoundEvents, as_events
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods import SYMPLECTIC, get_method
 from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
+from pyro_latentde.solve.separable import require_separable
 from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.stiffness import fastest_decay
@@ -60,13 +61,15 @@ def odesolve(
         method: ``"tsit5"`` (default; dopri5 where torchdiffeq solves), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``;
             with a fixed step also ``rk4``, ``midpoint``, ``euler``. Stiff equations: ``kvaerno5``, ``kvaerno3``,
             ``trbdf2`` (implicit), or ``auto``: tsit5 until stability bounds a row's steps, then kvaerno5, and back.
+            Separable Hamiltonians, y = (q, p): ``leapfrog``, ``blanes_moan4`` (symplectic, fixed steps), whose
+            energy does not drift.
         rtol: Relative tolerance; 1e-6 for float64, 1e-4 for float32.
         atol: Absolute tolerance in units of y; 1e-8 for float64, 1e-6 for float32.
         step_size: Take equal steps of at most this size instead of controlling the error, in units of t.
         gradient: ``"discrete"`` (exact for the accepted steps, which are held fixed), ``"forward"`` (the same by
             forward
             sensitivities: few parameters), ``"adjoint"`` (continuous adjoint, by torchdiffeq).
-        engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU), ``"torch"`` (any device), ``"torchdiffeq"``.
+        engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU, CUDA), ``"torch"`` (any device), ``"torchdiffeq"``.
         event_dims: Trailing dimensions of a parameter (or structured state) that belong to one row, by name
             (``{"k": 1}``; a single tensor is called ``"p"``), where the field does not tell.
         max_steps: Most steps of a row in the whole solve, rejected ones included.
@@ -102,22 +105,21 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    happenings = as_events(events)
-    problems = pose(f, y0, times, params, t0, event_dims, happenings)
+    problems = pose(f, y0, times, params, t0, event_dims, as_events(events))
     first = problems[0]
-    if happenings and len(problems) > 1:
-        raise SolveError("events with times to both sides of t0: solve each side by itself.")
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
+    _check_events(problems, settings)
     engine_name, reason = choose_engine(first, engine, gradient)
+    if settings.method in SYMPLECTIC:
+        require_separable(first, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, report, *found = parts[0] if len(parts) == 1 else _join(first, parts)
     if on_failure == "raise":
         _raise_failures(first, report, ys, found)
     batch, state = first.batch, first.info.state
-    if len(batch) != 1:  # else rows are laid out as the user's batch already
-        ys, report, *found = [x.reshape(*batch, *x.shape[1:]) for x in (ys, report, *found)]
+    ys, report, *found = _in_batch(batch, ys, report, *found)
 
     def again(t: Tensor) -> Any:
         return _at(t, f, y0, params, first, settings, engine_name, event_dims)
@@ -146,6 +148,21 @@ def odesolve(
         _start=first.tensors[2].detach(),
         _decay=decay,
     )
+
+
+def _in_batch(batch: torch.Size, *rows: Tensor) -> tuple[Tensor, ...]:
+    if len(batch) == 1:  # rows are laid out as the user's batch already
+        return rows
+    return tuple([x.reshape(*batch, *x.shape[1:]) for x in rows])
+
+
+def _check_events(problems: list[Problem], settings: SolveSettings) -> None:
+    if not problems[0].events:
+        return
+    if len(problems) > 1:
+        raise SolveError("events with times to both sides of t0: solve each side by itself.")
+    if get_method(settings.method).kind == "symplectic":
+        raise SolveError(f"method {settings.method!r} takes equal steps and knows no events; use tsit5 or dopri8.")
 
 
 Rows = tuple[Tensor, ...]
@@ -281,4 +298,4 @@ def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> 
         function = _function(problem, engine, settings, True)
         _, report, *_ = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
         found = find_steps(report)
-    return torch.from_numpy(found.plan()).to(problem.tensors[0]) if engine == "fused" else found.h
+    return torch.as_tensor(found.plan()).to(problem.tensors[0]) if engine == "fused" else found.h

@@ -13,15 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_latentde.solve.event_watch import capacity
-from pyro_latentde.solve.events import EventTraits
-from pyro_latentde.solve.fused import templates
-from pyro_latentde.solve.fused.emit import field_source
-from pyro_latentde.solve.fused.event_graph import KernelEvents
-from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
+from pyro_latentde.solve.fused.kernel_source import Kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
-from pyro_latentde.solve.methods import Method
 
 __all__ = ["CpuKernel", "set_pool_size"]
 
@@ -113,53 +107,26 @@ _SCRATCH = _Scratch()
 
 
 @dataclass
-class CpuKernel:
+class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
-    graph: Graph
-    outputs: list[Node]
-    leaves: int
-    method: Method
-    events: KernelEvents | None = None
     steps_per_row: float = 64.0
 
-    @property
-    def states(self) -> int:
-        return len(self.outputs)
-
-    @property
-    def traits(self) -> tuple[EventTraits, ...]:
-        return () if self.events is None else self.events.traits
-
-    def _build(self, kind: str, template: Callable[..., str]) -> tuple[Callable, int]:
-        with self.graph.lock:
-            implicit = self.method.kind != "explicit"
-            fields = field_source(self.graph, self.outputs, kind, implicit, self.events)
-        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
-        at = templates.WorkLayout(self.method, self.states, self.traits)
-        if implicit:
-            helpers.append(templates.newton_source(self.method, self.states, self.traits))
-        if self.events is not None and kind == "forward":
-            helpers.append(templates.event_functions(self.method, at, self.states))
-        source = "\n".join([*helpers, template(self.method, self.states, self.leaves, self.traits)])
-        return load_kernel(source, kind, SMALL), at.scratch + fields.scratch
+    def _build(self, kind: str) -> tuple[Callable, int]:
+        source, size = self.source(kind)
+        return load_kernel(source, kind, SMALL), size
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", templates.forward_source)
+        return self._build("forward")
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", templates.adjoint_source)
+        return self._build("adjoint")
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", templates.tangent_source)
-
-    def _room(self, rows: int) -> list[np.ndarray]:
-        """Of events: times ``(R, E)`` and states ``(R, E, D)``, zero; nothing without events."""
-        room = capacity(self.traits)
-        return [np.zeros((rows, room)), np.zeros((rows, room, self.states))] if room else []
+        return self._build("tangent")
 
     def forward(
         self,
@@ -178,8 +145,8 @@ class CpuKernel:
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = templates.record_width(self.method, self.states, self.traits)
-        found = self._room(a.rows)
+        width = self.width
+        found = self.room(a.rows)
         found += [np.empty(found[0].shape, dtype=np.int64)] if found else []
         taken: list[int] = []
 
@@ -250,7 +217,7 @@ class CpuKernel:
         """
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
-        found = self._room(a.rows)
+        found = self.room(a.rows)
         flat = [np.ascontiguousarray(x) for x in (y0_dot, times_dot, t0_dot)]
 
         def task(lo: int, hi: int) -> None:

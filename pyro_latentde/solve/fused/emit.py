@@ -141,24 +141,33 @@ def _state(base: str) -> Callable[[int], str]:
     return lambda i: f"w[{base} + {i}]"
 
 
-def _field(outputs: Sequence[Node], name: str = "field") -> tuple[str, _Body]:
+@dataclass(frozen=True)
+class _Part:
+    """Some of the outputs, and what the functions that compute them are called."""
+
+    name: str
+    begin: int
+    end: int
+
+
+def _field(outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
     body = _Body({"t": lambda: "t", "y": _state("yo")})
-    body.add(outputs)
-    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(outputs)]
-    head = f"def {name}(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
+    body.add(outputs[part.begin : part.end])
+    body.lines += [f"w[ko + {i}] = {body.names[outputs[i]]}" for i in range(part.begin, part.end)]
+    head = f"def {part.name}(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
     return body.function(head, "return 0.0"), body
 
 
-def _field_vjp(graph: Graph, outputs: Sequence[Node], states: int, name: str = "field") -> tuple[str, _Body]:
-    seeds = [graph.leaf("seed", i) for i in range(len(outputs))]
-    bars = vjp(graph, outputs, seeds)
+def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part, states: int | None = None) -> tuple[str, _Body]:
+    seeds = [graph.leaf("seed", i) for i in range(part.begin, part.end)]
+    bars = vjp(graph, outputs[part.begin : part.end], seeds)
     body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")})
     body.add([*bars.scalars.values(), *(g for *_, g in bars.scatter), *(i for *_, i, _ in bars.scatter)])
     for matrix, g, x in bars.outer:
         body.add([*g, *x])
         body.outer(matrix, g, x)
     zero = graph.const(0.0)
-    for i in range(states):
+    for i in range(len(outputs) if states is None else states):
         bar = bars.scalars.get(graph.leaf("y", i), zero)
         body.add([bar])
         body.lines.append(f"w[bo + {i}] = {body.names[bar]}")
@@ -174,24 +183,24 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node], states: int, name: str = "
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
     body.add([t_bar])
     head = (
-        f"def {name}_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
+        f"def {part.name}_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
         "q: Ints) -> float:"
     )
     return body.function(head, f"return {body.names[t_bar]}"), body
 
 
-def _field_jvp(graph: Graph, outputs: Sequence[Node], name: str = "field") -> tuple[str, _Body]:
+def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
     def tangent(node: Node) -> Node:
         if node.op == "leaf":
             return graph.leaf("leaf", node.args[0] + _TANGENT, node.args[1])
         return graph.leaf(node.op + "_dot", *node.args)
 
-    dots = jvp(graph, outputs, tangent, _TANGENT)
+    dots = jvp(graph, outputs[part.begin : part.end], tangent, _TANGENT)
     body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
     body.add(dots)
-    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
+    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots, part.begin)]
     head = (
-        f"def {name}_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
+        f"def {part.name}_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
         "pd: Floats, od: Ints) -> float:"
     )
     return body.function(head, "return 0.0"), body
@@ -232,6 +241,7 @@ def field_source(
     outputs: Sequence[Node],
     kind: str = "adjoint",
     jacobian: bool = False,
+    halves: bool = False,
     events: KernelEvents | None = None,
 ) -> FieldSource:
     """Write out ``dy/dt = f(t, y, p)`` and what a kernel needs of its derivatives.
@@ -240,10 +250,14 @@ def field_source(
         outputs: The nodes of dy_i/dt.
         kind: ``"tangent"``: the Jacobian-vector product; else the vector-Jacobian product.
         jacobian: The matrix df_i/dy_j too.
+        halves: Also the first and the second half of the field by themselves, ``field_drift`` and ``field_kick``.
         events: The functions of events too.
     """
-    tangent = kind == "tangent"
-    parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs, len(outputs))]
+    size, derivative = len(outputs), _field_jvp if kind == "tangent" else _field_vjp
+    chosen = [_Part("field", 0, size)]
+    if halves:
+        chosen += [_Part("field_drift", 0, size // 2), _Part("field_kick", size // 2, size)]
+    parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
     if jacobian:
         parts.append(_field_jac(graph, outputs))
     if events is not None:
@@ -257,16 +271,15 @@ def field_source(
 
 def _events(graph: Graph, outputs: Sequence[Node], kind: str, events: KernelEvents) -> list[tuple[str, _Body]]:
     """Conditions all at once, resets and derivatives one by one: what did not happen has no part in them."""
+    resets = [(_Part(f"reset{e}", 0, len(nodes)), nodes) for e, nodes in enumerate(events.resets) if nodes]
     parts = [_along(graph, events.conditions, "conditions")]
     if kind == "forward":
-        parts.append(_field(events.conditions, "conditions"))
-        return parts + [_field(nodes, f"reset{e}") for e, nodes in enumerate(events.resets) if nodes]
+        parts.append(_field(events.conditions, _Part("conditions", 0, len(events.conditions))))
+        return parts + [_field(nodes, part) for part, nodes in resets]
     parts.append(_along(graph, outputs, "field"))
-    named = [(f"condition{e}", [node]) for e, node in enumerate(events.conditions)]
-    named += [(f"reset{e}", nodes) for e, nodes in enumerate(events.resets) if nodes]
-    for name, nodes in named:
+    for part, nodes in [*((_Part(f"condition{e}", 0, 1), [c]) for e, c in enumerate(events.conditions)), *resets]:
         if kind == "tangent":
-            parts.append(_field_jvp(graph, nodes, name))
+            parts.append(_field_jvp(graph, nodes, part))
         else:
-            parts.append(_field_vjp(graph, nodes, len(outputs), name))
+            parts.append(_field_vjp(graph, nodes, part, len(outputs)))
     return parts

@@ -4,10 +4,12 @@
 ``solve/event_rows.py`` and ``solve/event_watch.py`` are the same algorithm in plain torch; read those first.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pyro_latentde.solve.event_rows import LANDINGS, NARROW
 from pyro_latentde.solve.event_watch import NOISE, SAMPLES
+from pyro_latentde.solve.events import EventTraits
 from pyro_latentde.solve.fused.templates.implicit import exact_stages
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, for_event, indent, interpolant, stage
 from pyro_latentde.solve.methods import Method
@@ -23,8 +25,9 @@ def event_slots(at: WorkLayout) -> str:
     return "" if not at.events else ", et: Floats, ey: Floats, ew: Ints"
 
 
-def event_functions(method: Method, at: WorkLayout, d: int) -> str:
+def event_functions(method: Method, d: int, events: Sequence[EventTraits]) -> str:
     """``take_step``, ``sample``, ``event_root``, ``crossing``, ``land`` and ``event_sides``."""
+    at = WorkLayout(method, d, events)
     return "\n".join(
         [
             _take_step(method, at, d),
@@ -314,7 +317,7 @@ def event_happens(method: Method, at: WorkLayout, d: int) -> str:
             if kind.resets
         },
     )
-    implicit = "" if method.kind == "explicit" else "\n    stale = True\n    fresh = False\n    taken = 2.0"
+    implicit = "" if not method.uses_newton else "\n    stale = True\n    fresh = False\n    taken = 2.0"
     if method.stiff is not None:
         implicit += "\n    hints = 0"
     return f"""if fired >= 0:

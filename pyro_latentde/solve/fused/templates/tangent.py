@@ -20,6 +20,7 @@ from pyro_latentde.solve.fused.templates.parts import (
     lines,
     stage_rows,
 )
+from pyro_latentde.solve.fused.templates.symplectic import hermite_tangent, symplectic_tangent_step
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["tangent_source"]
@@ -30,6 +31,8 @@ def tangent_source(method: Method, d: int, leaves: int, events: Sequence[EventTr
     at = WorkLayout(method, d, events)
     k_dot = at.k_bar
     stages, end = _stages(method, at, d), f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
+    if method.kind == "symplectic":
+        end = f"w[{at.y_dot} + i] = w[{at.bar} + i]"
     if at.events:
         end += f" + h_dot * ({combine(method.b, str(at.k), d)})"
     moved, only = event_tangent(method, at, d), not_ended(at)
@@ -41,7 +44,7 @@ def tangent_source(method: Method, d: int, leaves: int, events: Sequence[EventTr
         end = _by_kind(at, end, other)
     if only:
         moved += f"\n{_end_of_terminal(at)}"
-    if method.kind != "explicit":
+    if method.uses_newton:
         end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
@@ -87,6 +90,8 @@ def _stages(method: Method, at: WorkLayout, d: int) -> str:
     """Stages of a step and their tangents."""
     if method.kind == "implicit":
         return implicit_tangent_step(method, at, d)
+    if method.kind == "symplectic":
+        return symplectic_tangent_step(method, at, d)
     parts = []
     for s, (c, a) in enumerate(stage_rows(method)):
         parts.append(
@@ -104,6 +109,8 @@ def _stages(method: Method, at: WorkLayout, d: int) -> str:
 
 def _output(method: Method, at: WorkLayout, d: int) -> str:
     """The tangent of an output inside a step."""
+    if method.kind == "symplectic":
+        return hermite_tangent(at, d)
     weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
     moved = f"\n        + h_dot * ({blend(method, 'b', str(at.k), d)})" if at.events else ""
     inside = f"""{weights}

@@ -1,7 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that kernels call, whatever the method: the first step, and the place of a value in a table."""
+"""Size of the first step."""
 
-__all__ = ["FIRST_STEP", "INSERTION_POINT"]
+from pyro_latentde.solve.fused.templates.parts import WorkLayout
+from pyro_latentde.solve.methods import Method
+
+__all__ = ["FIRST_STEP", "first_step"]
+
+
+def first_step(method: Method, at: WorkLayout, d: int, k: int) -> str:
+    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169; emitted as a call of a helper."""
+    if not method.errors:
+        return ""
+    return (
+        f"elif span != 0.0 and code == 0:\n"
+        f"    h = sign * first_step(t, abs(span), sign, rtol, atol, {1.0 / k!r}, {d}, "
+        f"w, {at.y}, {at.y_new}, {at.k}, {at.ys}, {at.scratch}, p, o)\n"
+        f"    evals += 1"
+    )
+
 
 FIRST_STEP = """
 def first_step(t: float, span: float, sign: float, rtol: float, atol: float, power: float, d: int, w: Floats, y: int,
@@ -27,18 +43,4 @@ def first_step(t: float, span: float, sign: float, rtol: float, atol: float, pow
     h1 = max(1e-6, 1e-3 * h0) if d1 <= 1e-15 and d2 <= 1e-15 else (0.01 / max(d1, d2)) ** power
     h = min(100.0 * h0, h1, span)
     return h if 0.0 < h < np.inf and d2 < np.inf else 1e-6 * span
-"""
-
-INSERTION_POINT = """
-def insertion_point(p: Floats, start: int, stride: int, size: int, right: bool, value: float) -> int:
-    lo = 0
-    hi = size
-    while lo < hi:
-        mid = (lo + hi) >> 1
-        knot = p[start + stride * mid]
-        if knot < value or (right and knot == value):
-            lo = mid + 1
-        else:
-            hi = mid
-    return lo
 """
