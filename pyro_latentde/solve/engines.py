@@ -117,12 +117,15 @@ def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> Row
 
 def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
     from pyro_latentde.solve.fused.cpu import CpuKernel
+    from pyro_latentde.solve.fused.lane_emit import fits_lanes
+    from pyro_latentde.solve.fused.lane_kernel import LaneKernel
     from pyro_latentde.solve.fused.operator import FusedSolve
 
     kernels, name = problem.info.kernels, settings.method
     if name not in kernels:
         trace = kernels["trace"]
-        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, get_method(name))
+        kind = LaneKernel if get_method(name).kind == "explicit" and fits_lanes(trace.graph, trace.outputs) else CpuKernel
+        kernels[name] = kind(trace.graph, trace.outputs, problem.leaves, get_method(name))
     return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
 
 
