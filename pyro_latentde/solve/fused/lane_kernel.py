@@ -62,9 +62,9 @@ class LaneKernel(CpuKernel):
         with self.graph.lock:
             fields = lane_source(self.graph, self.outputs, at.copies, at.sums if kind == "adjoint" else None)
         if kind == "forward":
-            template, size = templates.lanes_forward_source(at), at.end + fields.scratch
+            template, size = templates.lanes_forward_source(at), at.free + fields.scratch
         else:
             template = templates.lanes_adjoint_source(at, fields.scratch)
-            size = at.end_of_sums + at.stages * fields.scratch
+            size = at.free_after_sums + at.stages * fields.scratch
         source = "\n".join([lane_math(), fields.source, template])
         return load_kernel(source, kind, SMALL, self.lanes), self.lanes * size, at.counts

@@ -127,6 +127,8 @@ class Values(Lanes):
             return self.b.fdiv(self.cast(a, type_), self.cast(b, type_), flags=self.unit.flags)
         if isinstance(op, ast.RShift):
             return self.b.ashr(a, b)
+        if isinstance(op, ast.FloorDiv):  # of whole numbers that are not negative
+            return self.b.sdiv(a, b)
         a, b = self.alike(a, b)
         if a.type == FLOAT or isinstance(a.type, ir.VectorType):
             return getattr(self.b, _FLOAT_OPS[type(op)])(a, b, flags=self.unit.flags)

@@ -25,7 +25,7 @@ def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: Flo
     for k in range({len(at.sizes)}):
         o[k] = po[k]
         q[k] = go[k] + chunk * gc[k]
-    for i in range({at.end_of_sums}):
+    for i in range({at.free_after_sums}):
         w[i, :] = 0.0
     for l in range({at.lanes}):
         {at.count("row")} = -1
@@ -107,7 +107,7 @@ def _step(at: LaneLayout, scratch: int) -> str:
     """Stages again; cotangents of the outputs and of the step's end go to the slopes, then stage by stage back."""
     method, d = at.method, at.d
     cheap = len(method.c) - 1 if method.fsal else len(method.c)  # the repeated last stage serves outputs only
-    base = at.end_of_sums
+    base = at.free_after_sums
     stages = [lane_stage(at, s, at.ys + s * d, str(base + s * scratch)) for s in range(1, at.stages)]
     start = (
         f"for i in range({d}):\n    w[{at.ys} + i, :] = w[{at.y} + i, :]\n"

@@ -32,7 +32,7 @@ def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: Floats
     upcoming = lo
     for k in range({len(at.sizes)}):
         o[k] = po[k]
-    for i in range({at.end}):
+    for i in range({at.free}):
         w[i, :] = 0.0
     for l in range({at.lanes}):
         {at.count("row")} = -1
@@ -87,7 +87,7 @@ def _fill(at: LaneLayout) -> str:
                     {at.count("j")} = j
             fresh = w[{at.chosen}, :] > 0.5
             t = w[{at.t}, :]
-            field(t, w, {at.y}, {at.temp}, {at.end}, p, o)
+            field(t, w, {at.y}, {at.temp}, {at.free}, p, o)
             total = Lanes(0.0)
             for i in range({d}):
                 total = total + (0.0 if abs(w[{at.y} + i, :]) < np.inf and abs(w[{at.temp} + i, :]) < np.inf else 1.0)
@@ -113,8 +113,8 @@ def _first_step(at: LaneLayout, k: int) -> str:
         return ""
     d = at.d
     return f"""if mode == 0:
-    sign = w[{at.sign}, :]
-    span = abs(w[{at.end}, :] - t)
+    way = w[{at.sign}, :]
+    whole = abs(w[{at.end}, :] - t)
     d0 = Lanes(0.0)
     d1 = Lanes(0.0)
     for i in range({d}):
@@ -124,10 +124,10 @@ def _first_step(at: LaneLayout, k: int) -> str:
     d0 = math.sqrt(d0 / {d})
     d1 = math.sqrt(d1 / {d})
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    h0 = min(h0, span)
+    h0 = min(h0, whole)
     for i in range({d}):
-        w[{at.ys} + i, :] = w[{at.y} + i, :] + sign * h0 * w[{at.temp} + i, :]
-    field(t + sign * h0, w, {at.ys}, {at.ys + d}, {at.end}, p, o)
+        w[{at.ys} + i, :] = w[{at.y} + i, :] + way * h0 * w[{at.temp} + i, :]
+    field(t + way * h0, w, {at.ys}, {at.ys + d}, {at.free}, p, o)
     d2 = Lanes(0.0)
     for i in range({d}):
         scale = atol + rtol * abs(w[{at.y} + i, :])
@@ -135,9 +135,9 @@ def _first_step(at: LaneLayout, k: int) -> str:
     d2 = math.sqrt(d2 / {d}) / h0
     low = max(Lanes(1e-6), 1e-3 * h0)
     h1 = low if d1 <= 1e-15 and d2 <= 1e-15 else math.exp({1.0 / k!r} * math.log(0.01 / max(d1, d2)))
-    first = min(100.0 * h0, h1, span)
-    first = first if 0.0 < first < np.inf and d2 < np.inf else 1e-6 * span
-    w[{at.h}, :] = sign * first if fresh else w[{at.h}, :]
+    first = min(100.0 * h0, h1, whole)
+    first = first if 0.0 < first < np.inf and d2 < np.inf else 1e-6 * whole
+    w[{at.h}, :] = way * first if fresh else w[{at.h}, :]
     for l in range({at.lanes}):
         if {at.count("fresh")} == 1 and {at.lane(at.total)} == 0.0 and {at.lane(at.end)} != {at.lane(at.start)}:
             {at.count("evals")} += 1"""
@@ -246,7 +246,7 @@ if {at.count("accepted")} == 0 and ({at.count("code")} != 0 or not keep):
 def _trial(at: LaneLayout) -> str:
     """One step of every lane and its error; the step of an idle lane is 0."""
     method, d = at.method, at.d
-    scratch = str(at.end)
+    scratch = str(at.free)
     stages = "\n".join(lane_stage(at, s, at.ys, scratch) for s in range(1, len(method.c)))
     last = f"\n    total = total + abs(w[{at.k + (len(method.c) - 1) * d} + i, :])" if method.fsal else ""
     fresh = "" if method.fsal else _slope(at)
@@ -275,7 +275,7 @@ for l in range({at.lanes}):
         needed = True
 if needed:
     chosen = w[{at.chosen}, :] > 0.5
-    field(w[{at.t}, :], w, {at.y}, {at.temp}, {at.end}, p, o)
+    field(w[{at.t}, :], w, {at.y}, {at.temp}, {at.free}, p, o)
     for i in range({at.d}):
         w[{at.k} + i, :] = w[{at.temp} + i, :] if chosen else w[{at.k} + i, :]"""
 
@@ -382,7 +382,7 @@ def _dense(at: LaneLayout) -> str:
     method = at.method
     if not method.dense_c:
         return ""
-    stages = "\n".join(lane_stage(at, s, at.ys, str(at.end)) for s in range(len(method.c), at.stages))
+    stages = "\n".join(lane_stage(at, s, at.ys, str(at.free)) for s in range(len(method.c), at.stages))
     return f"""needed = False
 for l in range({at.lanes}):
     if {at.lane(at.chosen)} == 1.0:

@@ -61,19 +61,19 @@ class LaneLayout:
         return places
 
     @property
-    def end(self) -> int:
+    def free(self) -> int:
         """Where scratch begins in a forward solve."""
         return self.parameters + sum(size for size, own in zip(self.sizes, self.own, strict=True) if own)
 
     @property
     def sums(self) -> dict[int, int]:
         """Where the lanes sum the gradients of the parameters."""
-        return {k: self.end + sum(self.sizes[:k]) for k in range(len(self.sizes))}
+        return {k: self.free + sum(self.sizes[:k]) for k in range(len(self.sizes))}
 
     @property
-    def end_of_sums(self) -> int:
+    def free_after_sums(self) -> int:
         """Where scratch begins in a reverse pass."""
-        return self.end + sum(self.sizes)
+        return self.free + sum(self.sizes)
 
     def count(self, name: str) -> str:
         """A whole number of lane ``l``, in the array of counts."""
