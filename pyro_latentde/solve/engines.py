@@ -79,6 +79,7 @@ def _no_kernel_for(y0: Tensor) -> str | None:
 def _trace(problem: Problem) -> Any:
     """The traced field, or why it cannot be traced."""
     from pyro_latentde.solve.fused.graph import reachable
+    from pyro_latentde.solve.fused.lane_emit import fits_lanes
     from pyro_latentde.solve.fused.trace import trace_row
 
     def call(t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
@@ -98,7 +99,7 @@ def _trace(problem: Problem) -> Any:
     if trace.captured != problem.info.captured_count:
         return "the field captured other tensors when it was called a second time"
     size = len(reachable(trace.outputs))
-    if size > LARGEST:
+    if size > LARGEST and not fits_lanes(trace.graph, trace.outputs):
         return f"the field has {size} scalar statements, more than {LARGEST}: matrix products are faster"
     return trace
 
@@ -124,7 +125,9 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     kernels, name = problem.info.kernels, settings.method
     if name not in kernels:
         trace = kernels["trace"]
-        kind = LaneKernel if get_method(name).kind == "explicit" and fits_lanes(trace.graph, trace.outputs) else CpuKernel
+        kind = (
+            LaneKernel if get_method(name).kind == "explicit" and fits_lanes(trace.graph, trace.outputs) else CpuKernel
+        )
         kernels[name] = kind(trace.graph, trace.outputs, problem.leaves, get_method(name))
     return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
 

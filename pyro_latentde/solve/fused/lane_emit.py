@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pyro_latentde.solve.fused.emit import literal
 from pyro_latentde.solve.fused.graph import Graph, Node, reachable, vjp
+from pyro_latentde.solve.fused.lane_sums import GradientSums
 from pyro_latentde.solve.fused.layers import Member, Run, Same, family
 from pyro_latentde.solve.fused.scalar_ops import OPS
 
@@ -18,7 +19,6 @@ __all__ = ["LaneSource", "Parameters", "fits_lanes", "lane_source"]
 
 COSTLY = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sin", "cos", "pow", "div", "sqrt"}  # kept for the reverse
 TILE = 8  # sums of a product that advance together
-PATCH = 4  # rows and columns of a gradient that are summed together
 LOOP = 4  # shorter rows of nodes are written out
 
 
@@ -42,7 +42,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class LaneSource:
-    """Source of ``field`` (and ``field_vjp``, ``accumulate``), and the scratch that each stage needs, in vectors."""
+    """Source of ``field`` (and ``field_vjp``, ``accumulate``, ``hand_over``), and the scratch that each stage needs, in vectors."""
 
     source: str
     scratch: int
@@ -217,23 +217,25 @@ def _field(body: _Body, outputs: Sequence[Node]) -> str:
     return body.function(head, "return 0.0")
 
 
-def _reverse(body: _Body, graph: Graph, outputs: Sequence[Node], sums: dict[int, int]) -> list[str]:
-    """``field_vjp``, which leaves what the parameters' gradients are made of, and ``accumulate``, which makes them."""
+def _reverse(body: _Body, graph: Graph, outputs: Sequence[Node], sums: GradientSums) -> list[str]:
+    """``field_vjp``, which leaves what the parameters' gradients are made of, and what makes them."""
     bars = vjp(graph, outputs, [graph.leaf("seed", i) for i in range(len(outputs))])
-    zero, patches = graph.const(0.0), []
+    zero = graph.const(0.0)
     for matrix, g, x in bars.outer:
-        patches.append(_outer(matrix, body.vector(g), body.vector(x), sums))
-    for k in sorted({leaf.args[0] for leaf in bars.scalars if leaf.op == "leaf"}):
-        for first, stride, group in _runs(sorted((n.args[1], b) for n, b in bars.scalars.items() if n.op == "leaf" and n.args[0] == k)):
-            patches.append(_plain(sums[k] + first, stride, len(group), body.vector(group)))
+        sums.product(matrix, body.vector(g), body.vector(x))
+    entries: dict[int, list[tuple[int, Node]]] = {}
+    for node, bar in bars.scalars.items():
+        if node.op == "leaf":
+            entries.setdefault(node.args[0], []).append((node.args[1], bar))
+    for k, found in sorted(entries.items()):
+        for first, stride, group in _runs(sorted(found, key=lambda entry: entry[0])):
+            sums.entries(k, first, stride, len(group), body.vector(group))
     body.vector([bars.scalars.get(graph.leaf("y", i), zero) for i in range(len(outputs))], "bo")
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
     body.layers([t_bar])
     body.add([t_bar])
     head = "def field_vjp(t: Lanes, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints) -> Lanes:"
-    vjp_source = body.function(head, f"return Lanes({body.names[t_bar]})")
-    head = "def accumulate(w: Floats, ws: int, size: int, count: int) -> float:"
-    return [vjp_source, "\n    ".join([head, *(line for patch in patches for line in patch), "return 0.0"]) + "\n"]
+    return [body.function(head, f"return Lanes({body.names[t_bar]})"), sums.source()]
 
 
 def _runs(entries: list[tuple[int, Node]]) -> list[tuple[int, int, list[Node]]]:
@@ -249,54 +251,17 @@ def _runs(entries: list[tuple[int, Node]]) -> list[tuple[int, int, list[Node]]]:
     return runs
 
 
-def _plain(place: int, stride: int, count: int, g: int) -> list[str]:
-    return [
-        f"for i in range({count}):",
-        f"    s = w[{place} + i * {stride}, :]",
-        "    for n in range(count):",
-        f"        s = s + w[ws + n * size + {g} + i, :]",
-        f"    w[{place} + i * {stride}, :] = s",
-    ]
-
-
-def _outer(matrix: object, g: int, x: int, sums: dict[int, int]) -> list[str]:
-    """``G += sum_n g_n x_n^T`` over the stages n of a step, patch by patch."""
-    rows, columns = matrix.shape
-    lines = []
-    for first, last, height in _tiles(rows):
-        for begin, end, breadth in _tiles(columns):
-            cells = [(a, b) for a in range(height) for b in range(breadth)]
-            at = f"w[{sums[matrix.leaf] + matrix.offset} + (i + {{}}) * {matrix.row} + (j + {{}}) * {matrix.column}, :]"
-            inner = [f"s{a}_{b} = {at.format(a, b)}" for a, b in cells]
-            inner += ["for n in range(count):"]
-            inner += [f"    g{a} = w[ws + n * size + {g + a} + i, :]" for a in range(height)]
-            inner += [f"    x{b} = w[ws + n * size + {x + b} + j, :]" for b in range(breadth)]
-            inner += [f"    s{a}_{b} = s{a}_{b} + g{a} * x{b}" for a, b in cells]
-            inner += [f"{at.format(a, b)} = s{a}_{b}" for a, b in cells]
-            lines += [f"for i in range({first}, {last}, {height}):", f"    for j in range({begin}, {end}, {breadth}):"]
-            lines += ["        " + line for line in inner]
-    return lines
-
-
-def _tiles(size: int) -> list[tuple[int, int, int]]:
-    """(begin, end, step) of whole patches, and of the rest."""
-    whole = size - size % PATCH
-    return [x for x in ((0, whole, PATCH), (whole, size, size % PATCH)) if x[0] < x[1]]
-
-
 def _state(base: str) -> Callable[[str], str]:
     return lambda i: f"w[{base} + {i}, :]"
 
 
-def lane_source(
-    graph: Graph, outputs: Sequence[Node], own: dict[int, int], sums: dict[int, int] | None = None
-) -> LaneSource:
+def lane_source(graph: Graph, outputs: Sequence[Node], own: dict[int, int], sums: GradientSums | None) -> LaneSource:
     """Write out ``dy/dt = f(t, y, p)`` for several rows; with ``sums`` the reverse too.
 
     Args:
         outputs: The nodes of dy_i/dt.
         own: Where in the work array the lanes' copies of parameters begin that rows do not share.
-        sums: Where the gradient of each parameter is summed.
+        sums: Where the gradients of the parameters are to be summed.
     """
     places, kept = Parameters(own), set()
     forward = {"t": lambda: "t", "y": _state("yo")}
@@ -304,6 +269,7 @@ def lane_source(
         body = _Body(graph, places, forward, kept)
         parts = [_field(body, outputs)]
         if sums is not None:
+            sums.begin()
             body.next_function({**forward, "seed": _state("co")})
             parts += _reverse(body, graph, outputs, sums)
         kept = body.again

@@ -11,6 +11,7 @@ from pyro_latentde.solve.fused.cpu import SMALL, Arrays, CpuKernel
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.lane_emit import lane_source
 from pyro_latentde.solve.fused.lane_math import lane_math
+from pyro_latentde.solve.fused.lane_sums import GradientSums
 from pyro_latentde.solve.fused.machine_code import target
 
 __all__ = ["LaneKernel", "lane_count"]
@@ -59,12 +60,14 @@ class LaneKernel(CpuKernel):
 
     def _compile(self, kind: str, sizes: tuple[int, ...], own: tuple[bool, ...]) -> tuple[Callable, int, int]:
         at = templates.LaneLayout(self.method, self.states, self.lanes, sizes, own)
+        mine = {k: size for k, size in enumerate(sizes) if own[k]}
+        sums = GradientSums(at.free, self.lanes, mine) if kind == "adjoint" else None
         with self.graph.lock:
-            fields = lane_source(self.graph, self.outputs, at.copies, at.sums if kind == "adjoint" else None)
-        if kind == "forward":
+            fields = lane_source(self.graph, self.outputs, at.copies, sums)
+        if sums is None:
             template, size = templates.lanes_forward_source(at), at.free + fields.scratch
         else:
-            template = templates.lanes_adjoint_source(at, fields.scratch)
-            size = at.free_after_sums + at.stages * fields.scratch
+            template = templates.lanes_adjoint_source(at, sums.own, sums.end, fields.scratch)
+            size = sums.end + at.stages * fields.scratch
         source = "\n".join([lane_math(), fields.source, template])
         return load_kernel(source, kind, SMALL, self.lanes), self.lanes * size, at.counts

@@ -41,7 +41,9 @@ class Member:
     args: "tuple[Same | Run | Member, ...]"
 
 
-def family(nodes: tuple[Node, ...], known: "dict[tuple[Node, ...], Same | Run | Member | None]") -> Same | Run | Member | None:
+def family(
+    nodes: tuple[Node, ...], known: "dict[tuple[Node, ...], Same | Run | Member | None]"
+) -> Same | Run | Member | None:
     """What the nodes have in common, or None if they are of different kinds; ``known`` remembers."""
     if nodes not in known:
         known[nodes] = _family(nodes, known)

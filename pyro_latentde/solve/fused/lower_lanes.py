@@ -96,9 +96,31 @@ def _exponent(values: Lanes, x: ir.Value) -> ir.Value:
     return b.sitofp(b.sub(raw, ir.Constant(bits, [1023] * bits.count)), x.type)
 
 
+def _sums_of(values: Lanes, *vectors: ir.Value) -> ir.Value:
+    """As many vectors as there are lanes; lane k of the result is the sum of vector k."""
+    width, count, rest = 1, len(vectors), list(vectors)
+    while len(rest) > 1:
+        places = [[i for i in range(count) if (i // width) % 2 == half] for half in (0, 1)]
+        rest = [_joined(values, rest[i], rest[i + 1], width, places) for i in range(0, len(rest), 2)]
+        width *= 2
+    return rest[0]
+
+
+def _joined(values: Lanes, a: ir.Value, b: ir.Value, width: int, places: list[list[int]]) -> ir.Value:
+    """Runs of ``width`` partial sums of a and b in turn, each added to its neighbour."""
+    halves, count = [], a.type.count
+    for chosen in places:
+        runs = [chosen[i : i + width] for i in range(0, len(chosen), width)]
+        order = [place for run in runs for place in (*run, *(count + i for i in run))]
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), count), order)
+        halves.append(values.b.shuffle_vector(a, b, mask))
+    return values.b.fadd(*halves, flags=values.unit.flags)
+
+
 LANE_CALLS: dict[str, Callable[..., ir.Value]] = {
     "Lanes": _same,
     "any": _any,
     "power_of_two": _power_of_two,
     "exponent": _exponent,
+    "sums_of": _sums_of,
 }

@@ -7,16 +7,18 @@ from pyro_latentde.solve.fused.templates.parts import indent, interpolant, stage
 __all__ = ["lanes_adjoint_source"]
 
 
-def lanes_adjoint_source(at: LaneLayout, scratch: int) -> str:
+def lanes_adjoint_source(at: LaneLayout, sums: dict[int, int], free: int, scratch: int) -> str:
     """Source of ``adjoint``, with the arguments of the one of single rows.
 
     Args:
+        sums: Where the gradients of parameters are summed that rows do not share.
+        free: First vector behind all sums.
         scratch: Vectors that each stage keeps from its forward to its reverse pass.
     """
-    return "".join([_head(at), _fill(at), _load(at), _step(at, scratch), _done(at), _sums(at)])
+    return "".join([_head(at, free), _fill(at), _load(at), _step(at, free, scratch), _done(at, sums)])
 
 
-def _head(at: LaneLayout) -> str:
+def _head(at: LaneLayout, free: int) -> str:
     return f"""
 def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, gy: Floats,
             status: Ints, buf: Floats, spans: Ints, y0_bar: Floats, ts_bar: Floats, t0_bar: Floats, g: Floats,
@@ -25,7 +27,7 @@ def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: Flo
     for k in range({len(at.sizes)}):
         o[k] = po[k]
         q[k] = go[k] + chunk * gc[k]
-    for i in range({at.free_after_sums}):
+    for i in range({free}):
         w[i, :] = 0.0
     for l in range({at.lanes}):
         {at.count("row")} = -1
@@ -103,16 +105,12 @@ def _borrow(at: LaneLayout) -> str:
     return "\n".join(lines)
 
 
-def _step(at: LaneLayout, scratch: int) -> str:
+def _step(at: LaneLayout, base: int, scratch: int) -> str:
     """Stages again; cotangents of the outputs and of the step's end go to the slopes, then stage by stage back."""
     method, d = at.method, at.d
     cheap = len(method.c) - 1 if method.fsal else len(method.c)  # the repeated last stage serves outputs only
-    base = at.free_after_sums
     stages = [lane_stage(at, s, at.ys + s * d, str(base + s * scratch)) for s in range(1, at.stages)]
-    start = (
-        f"for i in range({d}):\n    w[{at.ys} + i, :] = w[{at.y} + i, :]\n"
-        f"field(t, w, {at.y}, {at.k}, {base}, p, o)"
-    )
+    start = f"for i in range({d}):\n    w[{at.ys} + i, :] = w[{at.y} + i, :]\nfield(t, w, {at.y}, {at.k}, {base}, p, o)"
     stages = [start, *stages]
     extra = "\n".join(stages[cheap:])
     extra = f"if outputs:\n    {indent(extra, 1)}" if extra else ""
@@ -202,14 +200,14 @@ def _reverse_stage(at: LaneLayout, s: int, scratch: int) -> str:
     )
 
 
-def _done(at: LaneLayout) -> str:
+def _done(at: LaneLayout, sums: dict[int, int]) -> str:
     """Rows that are back at their start: what is left belongs to y0, t0 and their own parameters."""
     own = "".join(
         f"""
                     for m in range({at.sizes[n]}):
-                        g[go[{n}] + r * gs[{n}] + m] = {at.lane(at.sums[n], "m")}
-                        {at.lane(at.sums[n], "m")} = 0.0"""
-        for n in at.copies
+                        g[go[{n}] + r * gs[{n}] + m] = {at.lane(sums[n], "m")}
+                        {at.lane(sums[n], "m")} = 0.0"""
+        for n in sums
     )
     return f"""        for l in range({at.lanes}):
             if {at.count("row")} >= 0:
@@ -221,18 +219,6 @@ def _done(at: LaneLayout) -> str:
                         {at.lane(at.lam, "i")} = 0.0
                     t0_bar[r] = {at.lane(at.t_bar)}{own}
                     {at.count("row")} = -1
+    hand_over(w, g, q)
+    return 0
 """
-
-
-def _sums(at: LaneLayout) -> str:
-    """Gradients of what the rows share: the sum of the lanes, in their order."""
-    lines = []
-    for n, size in enumerate(at.sizes):
-        if n not in at.copies:
-            lines.append(f"""    for m in range({size}):
-        s = 0.0
-        for l in range({at.lanes}):
-            s += {at.lane(at.sums[n], "m")}
-        g[q[{n}] + m] += s
-""")
-    return "".join(lines) + "    return 0\n"

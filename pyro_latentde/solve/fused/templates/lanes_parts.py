@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pyro_latentde.solve.fused.templates.parts import stage_rows
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["LaneLayout", "lane_blend", "lane_combine", "lane_stage"]
+__all__ = ["LaneLayout", "lane_blend", "lane_combine", "lane_record", "lane_stage"]
 
 FLOATS = ("t", "h", "t_new", "start", "end", "sign", "tried", "before", "error", "total", "theta", "chosen", "slope",
           "t_bar", "offset", "rounding")  # fmt: skip
@@ -62,18 +62,8 @@ class LaneLayout:
 
     @property
     def free(self) -> int:
-        """Where scratch begins in a forward solve."""
+        """Where there is room for scratch, and for sums of gradients."""
         return self.parameters + sum(size for size, own in zip(self.sizes, self.own, strict=True) if own)
-
-    @property
-    def sums(self) -> dict[int, int]:
-        """Where the lanes sum the gradients of the parameters."""
-        return {k: self.free + sum(self.sizes[:k]) for k in range(len(self.sizes))}
-
-    @property
-    def free_after_sums(self) -> int:
-        """Where scratch begins in a reverse pass."""
-        return self.free + sum(self.sizes)
 
     def count(self, name: str) -> str:
         """A whole number of lane ``l``, in the array of counts."""
@@ -106,3 +96,19 @@ def lane_stage(at: LaneLayout, s: int, argument: int, scratch: str) -> str:
         f"    w[{argument} + i, :] = w[{at.y} + i, :] + h * ({lane_combine(a, at.k, at.d)})\n"
         f"field(t + {c!r} * h, w, {argument}, {at.k + s * at.d}, {scratch}, p, o)"
     )
+
+
+def lane_record(at: LaneLayout, h: str) -> str:
+    """Keep the step; a row with more steps than there is room for is given up, and done again with more room."""
+    width = at.d + 2
+    return f"""spans[2 * r] = (r - lo) * most
+spans[2 * r + 1] = spans[2 * r] + {at.count("accepted")} + 1
+if {at.count("accepted")} >= most:
+    done = min(done, r)
+    {at.count("row")} = -1
+else:
+    place = (spans[2 * r + 1] - 1) * {width}
+    buf[place] = {at.lane(at.t)}
+    buf[place + 1] = {h}
+    for i in range({at.d}):
+        buf[place + 2 + i] = {at.lane(at.y, "i")}"""
