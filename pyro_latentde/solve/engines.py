@@ -23,7 +23,6 @@ from pyro_latentde.solve.vector_field import row_of
 __all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "torch_function"]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
-LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
 
 _LOG = logging.getLogger("pyro_latentde")
 
@@ -36,7 +35,7 @@ def _llvm_missing() -> bool:
     return missing
 
 
-def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, str]:
+def choose_engine(problem: Problem, engine: str, gradient: str, method: str) -> tuple[str, str]:
     """The engine for a problem, and why.
 
     Raises:
@@ -50,20 +49,27 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
         raise SolveError(f'gradient="adjoint" is computed by engine="torchdiffeq"; got engine={engine!r}.')
     if engine in ("torch", "torchdiffeq"):
         return engine, "as asked"
-    obstacle = _why_not_fused(problem)
+    obstacle = _why_not_fused(problem, method)
     if obstacle is None:
-        return "fused", "the field compiles to one kernel"
+        return "fused", problem.info.kernels["why", method]
     if engine == "fused":
         raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
     return "torch", obstacle
 
 
-def _why_not_fused(problem: Problem) -> str | None:
+def _why_not_fused(problem: Problem, method: str) -> str | None:
     kernels, y0 = problem.info.kernels, problem.tensors[0]
     if "trace" not in kernels:
         kernels["trace"] = _no_kernel_for(y0) or _trace(problem)
     traced = kernels["trace"]
-    return traced if isinstance(traced, str) else None
+    if isinstance(traced, str):
+        return traced
+    if ("why", method) not in kernels:
+        from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
+
+        kernels["why not", method] = too_large(traced, get_method(method))
+        kernels["why", method] = why_fused(traced, get_method(method))
+    return kernels["why not", method]
 
 
 def _no_kernel_for(y0: Tensor) -> str | None:
@@ -78,8 +84,6 @@ def _no_kernel_for(y0: Tensor) -> str | None:
 
 def _trace(problem: Problem) -> Any:
     """The traced field, or why it cannot be traced."""
-    from pyro_latentde.solve.fused.graph import reachable
-    from pyro_latentde.solve.fused.lane_emit import fits_lanes
     from pyro_latentde.solve.fused.trace import trace_row
 
     def call(t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
@@ -98,9 +102,6 @@ def _trace(problem: Problem) -> Any:
         return f"tracing the field raised {type(error).__name__}: {error}"
     if trace.captured != problem.info.captured_count:
         return "the field captured other tensors when it was called a second time"
-    size = len(reachable(trace.outputs))
-    if size > LARGEST and not fits_lanes(trace.graph, trace.outputs):
-        return f"the field has {size} scalar statements, more than {LARGEST}: matrix products are faster"
     return trace
 
 
@@ -117,18 +118,12 @@ def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> Row
 
 
 def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
-    from pyro_latentde.solve.fused.cpu import CpuKernel
-    from pyro_latentde.solve.fused.lane_emit import fits_lanes
-    from pyro_latentde.solve.fused.lane_kernel import LaneKernel
+    from pyro_latentde.solve.fused.kernel_choice import new_kernel
     from pyro_latentde.solve.fused.operator import FusedSolve
 
     kernels, name = problem.info.kernels, settings.method
     if name not in kernels:
-        trace = kernels["trace"]
-        kind = (
-            LaneKernel if get_method(name).kind == "explicit" and fits_lanes(trace.graph, trace.outputs) else CpuKernel
-        )
-        kernels[name] = kind(trace.graph, trace.outputs, problem.leaves, get_method(name))
+        kernels[name] = new_kernel(kernels["trace"], problem.leaves, get_method(name))
     return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
 
 

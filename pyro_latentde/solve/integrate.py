@@ -101,7 +101,7 @@ def odesolve(
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
-    engine_name, reason = choose_engine(first, engine, gradient)
+    engine_name, reason = choose_engine(first, engine, gradient, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
     if on_failure == "raise":

@@ -22,12 +22,10 @@ TILE = 8  # sums of a product that advance together
 LOOP = 4  # shorter rows of nodes are written out
 
 
-def fits_lanes(graph: Graph, outputs: Sequence[Node]) -> bool:
-    """Whether the field is a network of layers, and all that it does can be done for several rows at once."""
-    nodes = reachable(outputs)
-    return any(n.op == "matvec" for n in nodes) and not any(
-        n.op in ("gather", "search", "to_int") or n.kind == "i" for n in nodes
-    )
+def fits_lanes(nodes: Iterable[Node]) -> bool:
+    """Whether a field of these nodes is a network of layers, all of which can be done for several rows at once."""
+    apart = ("gather", "search", "to_int")
+    return any(n.op == "matvec" for n in nodes) and not any(n.op in apart or n.kind == "i" for n in nodes)
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class LaneSource:
-    """Source of ``field`` (and ``field_vjp``, ``accumulate``, ``hand_over``), and the scratch that each stage needs, in vectors."""
+    """Source of ``field`` (and ``field_vjp`` and what sums gradients), and the vectors of scratch each stage needs."""
 
     source: str
     scratch: int
