@@ -75,9 +75,9 @@ def test_every_explicit_method(method):
 
 def test_against_torchdiffeq():
     net, y0 = network(4, 20, 20, 4), starts(10, 4)
-    found, gradients = outcome(net, y0, rtol=1e-11, atol=1e-12, method="dopri8")
+    found, gradients = outcome(net, y0, rtol=1e-10, atol=1e-11, method="dopri5")
     start = y0.clone().requires_grad_()
-    ys = odeint(lambda t, y: net(y) - 0.1 * t * y, start, TIMES, rtol=1e-11, atol=1e-12, method="dopri8")
+    ys = odeint(lambda t, y: net(y) - 0.1 * t * y, start, TIMES, rtol=1e-10, atol=1e-11, method="dopri5")
     weights = torch.linspace(-1.0, 1.5, ys.numel(), dtype=DOUBLE).reshape(10, 9, 4)
     expected = torch.autograd.grad((ys.transpose(0, 1) * weights).square().sum(), [start, *net.parameters()])
     assert_near([found.ys], [ys.transpose(0, 1)], 1e-9)
