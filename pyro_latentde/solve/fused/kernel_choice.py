@@ -19,15 +19,17 @@ def in_lanes(trace: Trace, method: Method) -> bool:
     return method.kind == "explicit" and trace.layered
 
 
-def too_large(trace: Trace, method: Method) -> str | None:
-    """Why the field gets no kernel for this method."""
-    if trace.size <= LARGEST or in_lanes(trace, method):
+def too_large(trace: Trace, method: Method, device: bool) -> str | None:
+    """Why the field gets no kernel for this method, on the CPU or on a ``device``."""
+    if trace.size <= LARGEST or (in_lanes(trace, method) and not device):
         return None
     return f"the field has {trace.size} scalar statements, more than {LARGEST}: matrix products are faster"
 
 
-def why_fused(trace: Trace, method: Method) -> str:
+def why_fused(trace: Trace, method: Method, device: bool) -> str:
     """What the solution says of its kernel."""
+    if device:
+        return "the field compiles to one kernel, one thread of the device for each row"
     if in_lanes(trace, method):
         return "the field is a network of layers, and one kernel solves several rows side by side"
     return "the field compiles to one kernel"
