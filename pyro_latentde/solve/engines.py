@@ -58,19 +58,24 @@ def choose_engine(problem: Problem, engine: str, gradient: str, method: str) -> 
 
 
 def _why_not_fused(problem: Problem, method: str) -> str | None:
-    kernels, y0 = problem.info.kernels, problem.tensors[0]
-    if "trace" not in kernels:
-        kernels["trace"] = _no_kernel_for(y0) or _trace(problem)
-    traced = kernels["trace"]
+    kernels, traced = problem.info.kernels, _traced(problem)
     if isinstance(traced, str):
         return traced
     if ("why", method) not in kernels:
         from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
 
-        device = on_device(y0)
+        device = on_device(problem.tensors[0])
         kernels["why not", method] = too_large(traced, get_method(method), device)
         kernels["why", method] = why_fused(traced, get_method(method), device)
     return kernels["why not", method]
+
+
+def _traced(problem: Problem) -> Any:
+    """The traced field, or why there is none; found once."""
+    kernels = problem.info.kernels
+    if "trace" not in kernels:
+        kernels["trace"] = _no_kernel_for(problem.tensors[0]) or _trace(problem)
+    return kernels["trace"]
 
 
 def _no_kernel_for(y0: Tensor) -> str | None:
@@ -189,4 +194,18 @@ def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool
 def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
     method, replay = get_method(settings.method), settings.replay_steps(problem)
-    return TorchSolve(batched_field(problem), problem.leaves, method, **settings.control, replay=replay)
+    make_field = _layers(problem) or batched_field(problem)
+    return TorchSolve(make_field, problem.leaves, method, **settings.control, replay=replay)
+
+
+def _layers(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField] | None:
+    """A large network over rows by its layers alone, which is several times faster than the field mapped over rows."""
+    kernels, traced = problem.info.kernels, _traced(problem)
+    if isinstance(traced, str):
+        return None
+    if "layers" not in kernels:
+        from pyro_latentde.solve.fused.graph_torch import batched_graph
+        from pyro_latentde.solve.fused.kernel_choice import is_wide
+
+        kernels["layers"] = batched_graph(traced.graph, traced.outputs) if is_wide(traced) else None
+    return kernels["layers"]

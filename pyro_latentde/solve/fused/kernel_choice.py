@@ -9,7 +9,7 @@ from pyro_latentde.solve.fused.lane_kernel import LaneKernel
 from pyro_latentde.solve.fused.trace import Trace
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["LARGEST", "new_kernel", "too_large", "why_fused"]
+__all__ = ["LARGEST", "is_wide", "new_kernel", "too_large", "why_fused"]
 
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
 
@@ -17,6 +17,11 @@ LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix p
 def in_lanes(trace: Trace, method: Method) -> bool:
     """Whether rows are advanced side by side: networks by explicit methods."""
     return method.kind == "explicit" and trace.layered
+
+
+def is_wide(trace: Trace) -> bool:
+    """Whether the field is a network of more statements than a kernel of single rows holds."""
+    return trace.size > LARGEST and trace.layered
 
 
 def too_large(trace: Trace, method: Method, device: bool) -> str | None:
