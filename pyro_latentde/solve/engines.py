@@ -20,7 +20,15 @@ from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
 from pyro_latentde.solve.vector_field import row_of
 
-__all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "on_device", "torch_function"]
+__all__ = [
+    "ENGINES",
+    "batched_field",
+    "choose_engine",
+    "fused_function",
+    "on_device",
+    "torch_function",
+    "traced",
+]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
 
@@ -58,20 +66,20 @@ def choose_engine(problem: Problem, engine: str, gradient: str, method: str) -> 
 
 
 def _why_not_fused(problem: Problem, method: str) -> str | None:
-    kernels, traced = problem.info.kernels, _traced(problem)
-    if isinstance(traced, str):
-        return traced
+    kernels, found = problem.info.kernels, traced(problem)
+    if isinstance(found, str):
+        return found
     if ("why", method) not in kernels:
         from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
 
         device = on_device(problem.tensors[0])
-        kernels["why not", method] = too_large(traced, get_method(method), device)
-        kernels["why", method] = why_fused(traced, get_method(method), device)
+        kernels["why not", method] = too_large(found, get_method(method), device)
+        kernels["why", method] = why_fused(found, get_method(method), device)
     return kernels["why not", method]
 
 
-def _traced(problem: Problem) -> Any:
-    """The traced field, or why there is none; found once."""
+def traced(problem: Problem) -> Any:
+    """The traced field, or why there is none; traced once."""
     kernels = problem.info.kernels
     if "trace" not in kernels:
         kernels["trace"] = _no_kernel_for(problem.tensors[0]) or _trace(problem)
@@ -200,12 +208,12 @@ def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
 
 def _layers(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField] | None:
     """A large network over rows by its layers alone, which is several times faster than the field mapped over rows."""
-    kernels, traced = problem.info.kernels, _traced(problem)
-    if isinstance(traced, str):
+    kernels, found = problem.info.kernels, traced(problem)
+    if isinstance(found, str):
         return None
     if "layers" not in kernels:
         from pyro_latentde.solve.fused.graph_torch import batched_graph
         from pyro_latentde.solve.fused.kernel_choice import is_wide
 
-        kernels["layers"] = batched_graph(traced.graph, traced.outputs) if is_wide(traced) else None
+        kernels["layers"] = batched_graph(found.graph, found.outputs) if is_wide(found) else None
     return kernels["layers"]

@@ -16,7 +16,8 @@ References:
 """
 
 from pyro_latentde.solve.fused.templates.adjoint import adjoint_source
-from pyro_latentde.solve.fused.templates.forward import FIRST_STEP, INSERTION_POINT, forward_source
+from pyro_latentde.solve.fused.templates.first_step import FIRST_STEP
+from pyro_latentde.solve.fused.templates.forward import INSERTION_POINT, forward_source
 from pyro_latentde.solve.fused.templates.lanes_adjoint import lanes_adjoint_source
 from pyro_latentde.solve.fused.templates.lanes_forward import lanes_forward_source
 from pyro_latentde.solve.fused.templates.lanes_parts import LaneLayout
