@@ -12,6 +12,7 @@ from pyro_latentde.sites.population_site import population
 from pyro_latentde.sites.series_plate import series_plate
 from pyro_latentde.sites.settings import solver
 from pyro_latentde.sites.steady_state_site import steady_state
+from pyro_latentde.solve.delays import ddesolve
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution, Status
 from pyro_latentde.solve.steady_solve import SteadyState, steady_state_solve
@@ -24,6 +25,7 @@ __all__ = [
     "SteadyState",
     "analysis",
     "clear_cache",
+    "ddesolve",
     "errors",
     "events",
     "infer",
