@@ -5,6 +5,7 @@ from pyro_latentde import analysis, errors, infer, models, train
 from pyro_latentde.control import clear_cache, set_num_threads
 from pyro_latentde.data.series import Series
 from pyro_latentde.posterior.posterior import Posterior
+from pyro_latentde.sites.dde_site import dde
 from pyro_latentde.sites.events_site import events
 from pyro_latentde.sites.observe_site import observe
 from pyro_latentde.sites.ode_site import ode
@@ -25,6 +26,7 @@ __all__ = [
     "SteadyState",
     "analysis",
     "clear_cache",
+    "dde",
     "ddesolve",
     "errors",
     "events",

@@ -12,7 +12,7 @@ from pyro_latentde.solve.breaking_points import breaking_points, closeness, next
 from pyro_latentde.solve.delay_field import DelayedField
 from pyro_latentde.solve.lagged import Nodes, Records, StepField, lagged_states, locate
 from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, BAD_LAG, UNDERFLOW, RowSolution
+from pyro_latentde.solve.row_solution import BAD_LAG, MAX_STEPS, NON_FINITE, UNDERFLOW, RowSolution
 from pyro_latentde.solve.runge_kutta import dense_stages, interpolate
 
 __all__ = ["solve_delayed_adaptive"]

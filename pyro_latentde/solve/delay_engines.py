@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which engine solves a delay problem, and the solve as a function of its tensors."""
 
-from torch import Tensor
-
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.delay_field import MakeDelayed, rowwise
 from pyro_latentde.solve.delay_problem import DelayProblem
@@ -21,12 +19,40 @@ def choose_delay_engine(posed: DelayProblem, engine: str, settings: SolveSetting
     Raises:
         SolveError: For an unknown engine, or ``engine="fused"`` where that cannot be.
     """
-    return "torch", "as asked"
+    if get_method(settings.method).kind == "explicit":
+        return choose_engine(posed.wide, engine, "discrete")
+    obstacle = f"{settings.method} is implicit, and kernels of delay equations are explicit"
+    if engine == "fused":
+        raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
+    return choose_engine(posed.wide, "torch", "discrete")[0], obstacle
 
 
 def delay_function(posed: DelayProblem, engine: str, settings: SolveSettings, keep: bool) -> RowFunction:
-    """The solve of one engine, keeping its steps or not."""
-    return _torch_function(posed, settings)
+    """The solve of one engine, keeping its steps or not; a compiled one is made once per field and method."""
+    if engine == "torch":
+        return _torch_function(posed, settings)
+    kernels = posed.problem.info.kernels
+    key = (settings, keep, posed.problem.checked)
+    function = kernels.get(key)
+    if function is None:
+        function = _fused_function(posed, settings, keep)
+        if settings.replay is None:
+            kernels[key] = function
+    return function
+
+
+def _fused_function(posed: DelayProblem, settings: SolveSettings, keep: bool) -> RowFunction:
+    from pyro_latentde.solve.fused.delay_kernel import DelayKernel, FusedDelaySolve
+    from pyro_latentde.solve.fused.templates.delay_parts import DelayLayout
+
+    problem, method = posed.problem, get_method(settings.method)
+    kernels = problem.info.kernels
+    if method.name not in kernels:
+        trace = kernels["trace"]
+        at = DelayLayout(method, posed.state.size, posed.lags, problem.leaves, posed.lag, posed.past is not None)
+        kernels[method.name] = DelayKernel(trace.graph, trace.outputs, problem.leaves, method, at=at)
+    kernel, given = kernels[method.name], settings.replay_steps(posed.problem, posed.lags)
+    return FusedDelaySolve(kernel, settings.fused(keep, problem.checked), given)
 
 
 def _torch_function(posed: DelayProblem, settings: SolveSettings) -> RowFunction:
@@ -35,7 +61,7 @@ def _torch_function(posed: DelayProblem, settings: SolveSettings) -> RowFunction
         posed.problem.leaves,
         get_method(settings.method),
         **settings.control,
-        replay=_given_steps(posed, settings),
+        replay=settings.replay_steps(posed.problem, posed.lags),
     )
 
 
@@ -43,13 +69,3 @@ def _by_user(posed: DelayProblem) -> MakeDelayed:
     """The user's own operations over rows."""
     past = None if posed.past is None else batched_field(posed.of(posed.past))
     return rowwise(batched_field(posed.of(posed.slope)), past, posed.lag, posed.state.size)
-
-
-def _given_steps(posed: DelayProblem, settings: SolveSettings) -> Tensor | None:
-    steps = settings.replay_steps(posed.problem)
-    if steps is not None and steps.shape[2:] != (1 + posed.lags,):
-        raise SolveError(
-            f"replay= expects a solution of a delay equation with {posed.lags} lag(s), which knows the lags its steps "
-            "were chosen for."
-        )
-    return steps

@@ -28,6 +28,7 @@ class DelayProblem(NamedTuple):
 
     Args:
         problem: The field of ``delay_field.side_by_side`` with its tensors; of these y0 is the state alone.
+        wide: The same, where y0 has lagged copies behind it, as the field sees them.
         state: Shape of one row's state.
         lags: L.
         lag: Which leaf holds the lags ``(L,)``.
@@ -36,6 +37,7 @@ class DelayProblem(NamedTuple):
     """
 
     problem: Problem
+    wide: Problem
     state: StateShape
     lags: int
     lag: int
@@ -105,6 +107,7 @@ def pose_delays(
         start = y0.expand(*problem.batch, state.size).reshape(problem.rows, state.size)
     return DelayProblem(
         problem._replace(tensors=(start, *problem.tensors[1:])),
+        problem,
         state,
         count,
         problem.own + len(given.tensors),
@@ -145,14 +148,14 @@ def _as_lags(lags: Any, y0: Tensor) -> Tensor:
     if callable(lags):
         raise SolveError(
             "lags: expected numbers, got a function: lags that depend on time or on the state are not solved for, "
-            "since the method of steps needs to know them before it starts. Give a float, a tensor (L,), or (*batch, L)."
+            "since the method of steps needs to know them before it starts. Give a float, (L,), or (*batch, L)."
         )
     if isinstance(lags, dict):
         raise ShapeError(f"lags: expected a float, a tensor (L,) or (*batch, L), or a list of L; got {lags!r}.")
     if isinstance(lags, (list, tuple)) and any(isinstance(x, Tensor) for x in lags):
-        lags = torch.stack(torch.broadcast_tensors(*[torch.as_tensor(x).to(y0) for x in lags]), -1)
+        lags = torch.stack(torch.broadcast_tensors(*[torch.as_tensor(x, dtype=y0.dtype) for x in lags]), -1)
     try:
-        lags = torch.as_tensor(lags).to(y0)
+        lags = torch.as_tensor(lags, dtype=y0.dtype, device=y0.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ShapeError(f"lags of type {type(lags).__name__} cannot be read as numbers: {error}.") from error
     lags = lags.reshape(1) if lags.ndim == 0 else lags

@@ -24,9 +24,7 @@ __all__ = ["replay_delayed", "solve_delayed_equal", "solve_delayed_given"]
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
-def replay_delayed(
-    field: DelayedField, y0: Tensor, times: Tensor, t0: Tensor, steps: Tensor, method: Method
-) -> Tensor:
+def replay_delayed(field: DelayedField, y0: Tensor, times: Tensor, t0: Tensor, steps: Tensor, method: Method) -> Tensor:
     """Solve again along given steps ``(R, N, 1 + L)``, differentiably; see ``replay_rows``."""
     plan = plan_outputs(times, t0, steps[..., 0])
     return _Follow(field, field.start(y0, t0), times, t0, plan, steps[:, :1, 1:], method).run(None)
@@ -78,9 +76,7 @@ def solve_delayed_given(
     status = torch.where(valid, status, BAD_LAG)
     rejected = (failed & (plan.count > 0)).to(torch.int64)
     each = len(method.c) - 1 + len(method.dense_c)
-    evals = 1 + last_good * each + rejected * (len(method.c) - 1)
-    if not method.fsal:
-        evals = evals + (last_good + rejected - 1).clamp(min=0)
+    evals = 1 + last_good * each + rejected * (len(method.c) - 1) + (last_good + rejected - 1).clamp(min=0)
     taken = torch.arange(steps.shape[1], device=steps.device) < last_good[:, None]
     longest = int(last_good.max()) if len(last_good) else 0
     kept = torch.where(taken[..., None], steps, 0.0)[:, :longest]
@@ -161,7 +157,9 @@ class _Follow:
 
         def gather(at: Tensor, m: Tensor) -> Records:
             which = torch.searchsorted(needed, m)
-            return Records(*(torch.stack([x[:count] for x in column])[which, at] for column in zip(*found, strict=True)))
+            return Records(
+                *(torch.stack([x[:count] for x in column])[which, at] for column in zip(*found, strict=True))
+            )
 
         y0, t0 = self.y0[:count], self.t0[:count]
         states = lagged_states(self.field, self.method, Nodes(s, record), y0, t0, rows, gather)

@@ -29,9 +29,7 @@ class DelaySolve(TorchSolve):
         if control["steps"] is not None:
             return solve_delayed_given(field, y0, times, t0, control["steps"].to(t0), self.method)
         if control["step_size"] is not None:
-            return solve_delayed_equal(
-                field, y0, times, t0, self.method, control["step_size"], control["max_steps"]
-            )
+            return solve_delayed_equal(field, y0, times, t0, self.method, control["step_size"], control["max_steps"])
         return solve_delayed_adaptive(
             field, y0, times, t0, self.method, control["rtol"], control["atol"], control["max_steps"]
         )

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BAD_LAG", "MAX_STEPS", "NON_FINITE", "NO_CONVERGENCE", "OK", "UNDERFLOW", "RowSolution", "empty_report", "report_of"]
+__all__ = [
+    "BAD_LAG",
+    "MAX_STEPS",
+    "NON_FINITE",
+    "NO_CONVERGENCE",
+    "OK",
+    "UNDERFLOW",
+    "RowSolution",
+    "empty_report",
+    "report_of",
+]
 
 # The values of the public Status.
 OK, MAX_STEPS, UNDERFLOW, NON_FINITE, NO_CONVERGENCE = 0, 1, 2, 3, 5
@@ -19,7 +29,7 @@ class RowSolution:
 
     Args:
         ys: States at the output times, NaN where not reached, ``(R, T, D)``.
-        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, 20 a lag that is not positive, ``(R,)``.
+        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, 20 a bad lag, ``(R,)``.
         n_accepted: Accepted steps, ``(R,)``.
         n_rejected: Rejected trials, ``(R,)``.
         n_evals: Evaluations of the row's field, ``(R,)``.

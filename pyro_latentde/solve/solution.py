@@ -20,7 +20,8 @@ class Status(enum.IntEnum):
 
     ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to
     zero. ``NO_STEADY_STATE`` and ``SINGULAR`` are ends of a search for a steady state: nothing settles, or the state
-    is one of many that lie side by side, so that it has no gradient. ``BAD_LAG``: a lag that is not positive and finite.
+    is one of many that lie side by side, so that it has no gradient. ``BAD_LAG``: a lag that is not
+    positive and finite.
     """
 
     OK = 0

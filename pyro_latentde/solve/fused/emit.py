@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyro_latentde.solve.fused.graph import Graph, Matrix, Node, jvp, reachable, vjp
 from pyro_latentde.solve.fused.scalar_ops import OPS
 
-__all__ = ["FieldSource", "field_source"]
+__all__ = ["FieldSource", "delayed_source", "field_source"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ def _field(outputs: Sequence[Node]) -> tuple[str, _Body]:
     return body.function(head, "return 0.0"), body
 
 
-def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+def _field_vjp(graph: Graph, outputs: Sequence[Node], states: int | None = None) -> tuple[str, _Body]:
+    """``states``: how many the field sees; as many as it has outputs by default."""
     seeds = [graph.leaf("seed", i) for i in range(len(outputs))]
     bars = vjp(graph, outputs, seeds)
     body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")})
@@ -157,7 +158,7 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
         body.add([*g, *x])
         body.outer(matrix, g, x)
     zero = graph.const(0.0)
-    for i in range(len(outputs)):
+    for i in range(len(outputs) if states is None else states):
         bar = bars.scalars.get(graph.leaf("y", i), zero)
         body.add([bar])
         body.lines.append(f"w[bo + {i}] = {body.names[bar]}")
@@ -220,6 +221,29 @@ def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False, j
     parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs)]
     if jacobian:
         parts.append(_field_jac(graph, outputs))
+    return FieldSource(
+        source="\n\n".join(source for source, _ in parts),
+        scratch=max(body.scratch for _, body in parts),
+        statements=sum(len(body.lines) for _, body in parts),
+    )
+
+
+def delayed_source(
+    graph: Graph, slopes: Sequence[Node], past: Sequence[Node] | None, wide: int, tangent: bool = False
+) -> FieldSource:
+    """Write out a field that sees lagged states behind its own, and ``past(t, p)``, each with one derivative.
+
+    Args:
+        slopes: The nodes of dy_i/dt.
+        past: Those of the history at t; None if it is constant.
+        wide: Number of states and lagged states.
+        tangent: Forward mode instead of reverse mode.
+    """
+    parts = []
+    for outputs, name, size in ((slopes, "field", wide), (past, "past", 0)):
+        if outputs is not None:
+            derivative = _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs, size)
+            parts += [(source.replace("def field", f"def {name}"), b) for source, b in (_field(outputs), derivative)]
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),

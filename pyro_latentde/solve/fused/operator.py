@@ -110,11 +110,16 @@ class FusedSolve(RowFunction):
         self.kernel, self.settings, self.replay = kernel, settings, replay
         self.wrt = tuple(range(3 + kernel.leaves))
 
-    def record(self, a: Arrays, token: int) -> Record:
+    def record(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> Record:
         """Solve, and keep the steps unless ``token`` is 0."""
-        s = self.settings
-        replay = None if self.replay is None else self.replay.detach().double().cpu().numpy()
+        a, s = _arrays(rows, shared, tensors), self.settings
+        given = self.given(rows, shared, tensors)
+        replay = None if given is None else given.detach().double().cpu().numpy()
         return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token)
+
+    def given(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Tensor | None:
+        """The steps to take, where they are known."""
+        return self.replay
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return self._run(rows, shared, tensors, new_token() if self.settings.keep else 0)
@@ -126,10 +131,9 @@ class FusedSolve(RowFunction):
         return outputs
 
     def _run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> list[Tensor]:
-        a = _arrays(rows, shared, tensors)
         if not self.settings.checked:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
-        record = self.record(a, token)
+        record = self.record(rows, shared, tensors, token)
         if token:
             keep_steps(token, record.steps)
         ys, dtype = torch.from_numpy(record.ys), tensors[0].dtype
@@ -147,7 +151,7 @@ class FusedSolve(RowFunction):
         steps = find_steps(tensors[-1])
         if steps is None:
             n = len(tensors) - 1
-            steps = self.record(_arrays(rows, shared[:n], tensors[:n]), new_token()).steps
+            steps = self.record(rows, shared[:n], tensors[:n], new_token()).steps
         return steps
 
     def replayed(self) -> TorchRows:
