@@ -19,7 +19,8 @@ __all__ = ["delay_forward_source"]
 
 def delay_forward_source(at: DelayLayout) -> str:
     """Source of ``forward``; step modes are 0 adaptive, 2 given."""
-    return "".join([_first_step(at), next_break(at), _start_of_row(at), _next_step(at), _trial(at), _end_of_step(at)])
+    parts = [_first_step, next_break, _row, _start_of_row, _first_size, _next_step, _trial, _accepted_step, _end_of_row]
+    return "".join(part(at) for part in parts)
 
 
 def _first_step(at: DelayLayout) -> str:
@@ -31,21 +32,8 @@ def _first_step(at: DelayLayout) -> str:
     )
 
 
-def _start_of_row(at: DelayLayout) -> str:
-    """The lags, the state and its slope at t0; outputs there."""
-    d = at.d
-    state = f"w[{at.start} + i] = y0[r * y0s + i]"
-    history = f"for i in range({d}):\n    {state}"
-    if at.past:
-        history = f"past(t, w, {at.ys}, {at.start}, {at.scratch}, p, o)"
-    power = 1.0 / (at.method.error_order or 1)
-    first = ""
-    if at.method.errors:
-        first = f"""
-        if mode == 0 and span > 0.0 and code == 0:
-            h = first_step(t, min(span, least), 1.0, rtol, atol, {power!r}, {d}, w, {at.y}, {at.ys}, {at.k}, {at.k_bar},
-                           {at.scratch}, p, o, begin, buf)
-            evals += 1"""
+def _row(at: DelayLayout) -> str:
+    """A row and its lags; steps are told apart by those for which they were chosen."""
     return f"""
 def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: FloatsAt, tss: int, t0: FloatsAt, t0s: int,
             p: FloatsAt, po: Ints, ps: Ints, ys: Floats, report: Ints, rtol: float, atol: float, max_steps: int,
@@ -78,7 +66,16 @@ def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: Floats
             least = min(least, lag)
             if not (lag > 0.0 and lag < np.inf):
                 code = {BAD_LAG}
-        {indent(history, 2)}
+"""
+
+
+def _start_of_row(at: DelayLayout) -> str:
+    """The state and its slope at t0; outputs there."""
+    d = at.d
+    history = f"for i in range({d}):\n    w[{at.start} + i] = y0[r * y0s + i]"
+    if at.past:
+        history = f"past(t, w, {at.ys}, {at.start}, {at.scratch}, p, o)"
+    return f"""        {indent(history, 2)}
         for i in range({d}):
             w[{at.y} + i] = w[{at.start} + i]
             w[{at.ys} + i] = w[{at.start} + i]
@@ -94,7 +91,20 @@ def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: Floats
             for i in range({d}):
                 ys[(r * T + j) * {d} + i] = w[{at.y} + i]
             j += 1
-        planned = 0
+"""
+
+
+def _first_size(at: DelayLayout) -> str:
+    """Given steps are counted, the first adaptive one estimated."""
+    d, first = at.d, ""
+    if at.method.errors:
+        power = 1.0 / (at.method.error_order or 1)
+        first = f"""
+        if mode == 0 and span > 0.0 and code == 0:
+            h = first_step(t, min(span, least), 1.0, rtol, atol, {power!r}, {d}, w, {at.y}, {at.ys}, {at.k}, {at.k_bar},
+                           {at.scratch}, p, o, begin, buf)
+            evals += 1"""
+    return f"""        planned = 0
         offset = 0.0
         rounding = 0.0
         h = 0.0
@@ -214,8 +224,8 @@ def _error_norm(method: Method, at: DelayLayout) -> str:
     return "\n".join(["if mode == 0:", *sums, f"    for i in range({d}):", scale, *squares, end])
 
 
-def _end_of_step(at: DelayLayout) -> str:
-    """Record the step, interpolate the outputs inside it, choose the next size (PI control); NaN for what is left."""
+def _accepted_step(at: DelayLayout) -> str:
+    """Record the step, interpolate the outputs inside it, choose the next size (PI control)."""
     method, d = at.method, at.d
     k = method.error_order or 1
     main = len(method.c)
@@ -264,7 +274,13 @@ def _end_of_step(at: DelayLayout) -> str:
                 retry = False
                 unfinished = False
                 h = h * factor
-        if j < T and code == 0:  # no steps were given
+"""
+
+
+def _end_of_row(at: DelayLayout) -> str:
+    """NaN where the row did not arrive; the report, column by column."""
+    d = at.d
+    return f"""        if j < T and code == 0:  # no steps were given
             code = 1
         while j < T:
             for i in range({d}):

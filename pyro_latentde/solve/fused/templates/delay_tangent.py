@@ -12,13 +12,16 @@ __all__ = ["delay_tangent_source"]
 
 def delay_tangent_source(at: DelayLayout) -> str:
     """Source of ``tangent``: directional derivative of the outputs along given tangents of all inputs."""
+    return f"{_look_back_dot(at)}\n{_start_of_row(at)}{_steps(at)}"
+
+
+def _start_of_row(at: DelayLayout) -> str:
+    """The history's tangent at t0."""
     d = at.d
-    stages = "\n".join(_stage(at, s) for s in range(at.stages))
-    k_dot = str(at.k_bar)
     start = f"for i in range({d}):\n    w[{at.start_dot} + i] = y0_dot[r * {d} + i]"
     if at.past:
         start = f"past_jvp(start, t_dot, w, {at.ys}, {at.ys_dot}, {at.start_dot}, {at.scratch}, p, o, pd, od)"
-    return f"""{_look_back_dot(at)}
+    return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
             pdo: Ints, pds: Ints, status: Ints, buf: Floats, acc: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats,
             t0_dot: Floats, ys_dot: Floats, w: Floats, o: Ints, od: Ints) -> int:
@@ -42,7 +45,15 @@ def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: I
             {indent(start, 3)}
             for i in range({d}):
                 w[{at.y_dot} + i] = w[{at.start_dot} + i]
-        for pos in range(begin, end):
+"""
+
+
+def _steps(at: DelayLayout) -> str:
+    """From record to record, with the outputs that lie in each."""
+    d = at.d
+    stages = "\n".join(_stage(at, s) for s in range(at.stages))
+    k_dot = str(at.k_bar)
+    return f"""        for pos in range(begin, end):
             rec = pos * {at.width}
             t = buf[rec]
             h = buf[rec + 1]
