@@ -19,9 +19,13 @@ def choose_delay_engine(posed: DelayProblem, engine: str, settings: SolveSetting
     Raises:
         SolveError: For an unknown engine, or ``engine="fused"`` where that cannot be.
     """
-    if get_method(settings.method).kind == "explicit":
+    device = posed.problem.tensors[0].device
+    if get_method(settings.method).kind != "explicit":
+        obstacle = f"{settings.method} is implicit, and kernels of delay equations are explicit"
+    elif device.type != "cpu":
+        obstacle = f"the state is on {device}, and kernels of delay equations are compiled for the CPU"
+    else:
         return choose_engine(posed.wide, engine, "discrete")
-    obstacle = f"{settings.method} is implicit, and kernels of delay equations are explicit"
     if engine == "fused":
         raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
     return choose_engine(posed.wide, "torch", "discrete")[0], obstacle

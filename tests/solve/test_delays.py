@@ -112,20 +112,20 @@ def test_two_lags_and_a_history_with_parameters():
 
 @pytest.mark.parametrize("method, order", [("euler", 1), ("midpoint", 2), ("bosh3", 3), ("rk4", 4), ("tsit5", 5)])
 def test_order_across_breaking_points(method, order):
-    """Equal steps that do not divide the lags' sums: without breaking points the order would fall to 2 or so."""
-    times, lags, p = tensor(0.0, 1.13, 2.7), tensor(0.55, 0.9), tensor(1.0, 0.7, 0.4)
+    """Equal steps that do not divide the sums of lags; without breaking points rk4 has 2.3 and tsit5 none."""
+    times, lags, p = tensor(0.0, 1.13, 2.7), tensor(0.5713, 0.9371), tensor(1.0, 0.7, 0.4)
 
     def field(t, y, lagged, p):
-        return two_lags(t, y, lagged, p) * torch.exp(-y[:1])
+        return 3.0 * two_lags(t, y, lagged, p) * torch.exp(-y[:1])
 
     start, engine = tensor(0.4, -0.2), "fused"
     exact = lde.ddesolve(field, start, lags, times, p, engine=engine, method="dopri8", rtol=1e-13, atol=1e-14).ys
     errors = []
-    for size in (0.12, 0.06, 0.03):
+    for size in (0.05, 0.025, 0.0125):
         ys = lde.ddesolve(field, start, lags, times, p, engine=engine, method=method, step_size=size).ys
         errors.append(float((ys - exact).abs().max()))
     observed = np.log2(errors[0] / errors[-1]) / 2  # over two halvings, since pieces hold whole numbers of steps
-    assert order - 0.4 < observed < order + 1, (errors, observed)
+    assert order - 0.5 < observed < order + 1, (errors, observed)
 
 
 def test_stiff_equation_on_the_torch_engine():

@@ -13,12 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_latentde.solve.fused import templates
-from pyro_latentde.solve.fused.emit import field_source
-from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
+from pyro_latentde.solve.fused.kernel_source import Kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
-from pyro_latentde.solve.methods import Method
 
 __all__ = ["CpuKernel", "set_pool_size"]
 
@@ -110,40 +107,26 @@ _SCRATCH = _Scratch()
 
 
 @dataclass
-class CpuKernel:
+class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
-    graph: Graph
-    outputs: list[Node]
-    leaves: int
-    method: Method
     steps_per_row: float = 64.0
 
-    @property
-    def states(self) -> int:
-        return len(self.outputs)
-
-    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
-        with self.graph.lock:
-            implicit = self.method.kind != "explicit"
-            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
-        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
-        if implicit:
-            helpers.append(templates.newton_source(self.method, self.states))
-        source = "\n".join([*helpers, template])
-        return load_kernel(source, kind, SMALL), templates.work_size(self.method, self.states, fields.scratch)
+    def _build(self, kind: str) -> tuple[Callable, int]:
+        source, size = self.source(kind)
+        return load_kernel(source, kind, SMALL), size
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", templates.forward_source(self.method, self.states, self.leaves))
+        return self._build("forward")
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", templates.adjoint_source(self.method, self.states, self.leaves))
+        return self._build("adjoint")
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves))
+        return self._build("tangent")
 
     def forward(
         self,
@@ -162,7 +145,7 @@ class CpuKernel:
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = templates.record_width(self.method, self.states)
+        width = self.width
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:

@@ -2,8 +2,7 @@
 """The compiled solve of a delay equation, and the fused engine's row function for it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.cpu import _POOL, _SCRATCH, CHUNK, CpuKernel, _all_finite
 from pyro_latentde.solve.fused.emit import delayed_source
 from pyro_latentde.solve.fused.graph_torch import batched_graph
-from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.operator import FusedSolve
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
 from pyro_latentde.solve.fused.templates.delay_adjoint import delay_adjoint_source
@@ -29,7 +27,18 @@ from pyro_latentde.solve.torch_solve import per_row, replay_function
 
 __all__ = ["DelayKernel", "FusedDelaySolve"]
 
-SMALL = 30  # statements of a function that is copied to where it is called
+_TEMPLATES: dict[str, Callable[[DelayLayout], str]] = {
+    "forward": delay_forward_source,
+    "adjoint": delay_adjoint_source,
+    "tangent": delay_tangent_source,
+}
+
+
+@dataclass(slots=True)
+class DelayArrays(Arrays):
+    """With the steps to take, ``(R, N, 1 + L)``, where they are known."""
+
+    given: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -54,25 +63,17 @@ class DelayKernel(CpuKernel):
     def states(self) -> int:
         return self.at.d
 
-    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
+    @property
+    def width(self) -> int:
+        return self.at.width
+
+    def source(self, kind: str) -> tuple[str, int]:
         d = self.at.d
         past = self.outputs[d : 2 * d] if self.at.past else None
         with self.graph.lock:
-            fields = delayed_source(self.graph, self.outputs[:d], past, self.at.wide, tangent=kind == "tangent")
-        source = "\n".join([templates.INSERTION_POINT, fields.source, delay_helpers(self.at), template])
-        return load_kernel(source, kind, SMALL), self.at.scratch + fields.scratch
-
-    @cached_property
-    def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", delay_forward_source(self.at))
-
-    @cached_property
-    def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", delay_adjoint_source(self.at))
-
-    @cached_property
-    def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", delay_tangent_source(self.at))
+            code = delayed_source(self.graph, self.outputs[:d], past, self.at.wide, tangent=kind == "tangent")
+        parts = [templates.INSERTION_POINT, code.source, delay_helpers(self.at), _TEMPLATES[kind](self.at)]
+        return "\n".join(parts), self.at.scratch + code.scratch
 
     def forward(
         self,
@@ -92,7 +93,7 @@ class DelayKernel(CpuKernel):
         plan = np.zeros((1, 1)) if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
         mode, hss = (0, 0) if replay is None else (2, plan.shape[1])
         plan = plan if plan.size else np.zeros((1, 1))
-        width, taken = self.at.width, []
+        width, taken = self.width, []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
             w, o, _ = _SCRATCH.of(size, self.leaves + self.at.lags)
@@ -180,16 +181,22 @@ class DelayKernel(CpuKernel):
 class FusedDelaySolve(FusedSolve):
     """As :class:`FusedSolve`, of a delay equation."""
 
-    def given(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Tensor | None:
-        """The steps to take, ``(R, N, 1 + L)``, where they are known: equal ones are chosen from the lags."""
-        at, s = self.kernel.at, self.settings
-        if self.replay is not None or s.step_size is None:
-            return self.replay
-        with torch.no_grad():
+    def inputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> DelayArrays:
+        """The tensors as the kernel reads them; equal steps are chosen here, from the lags."""
+        a, at, s = super().inputs(rows, shared, tensors), self.kernel.at, self.settings
+        given = self.replay
+        if given is None and s.step_size is not None:
             _, times, t0 = per_row(rows, shared[:3], [x.detach().double() for x in tensors[:3]])
             lags = per_row(rows, shared[3 + at.lag : 4 + at.lag], [tensors[3 + at.lag].detach().double()])[0]
             h, _ = equal_steps(lags, times[:, -1] - t0, t0, at.method.order, s.step_size, s.max_steps)
-            return torch.cat([h[..., None], torch.where((h != 0)[..., None], lags[:, None], 0.0)], -1)
+            given = torch.cat([h[..., None], torch.where((h != 0)[..., None], lags[:, None], 0.0)], -1)
+        return DelayArrays(*(getattr(a, f.name) for f in fields(a)), given=given)
+
+    def record(self, a: DelayArrays, token: int) -> Record:
+        """Solve, and keep the steps unless ``token`` is 0."""
+        given = None if a.given is None else a.given.detach().double().cpu().numpy()
+        s = self.settings
+        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, None, given, token)
 
     def _run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> list[Tensor]:
         if not self.settings.checked:

@@ -23,7 +23,7 @@ from pyro_latentde.solve.step_store import Tie, find_steps, keep_steps, new_toke
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 from pyro_latentde.solve.torch_solve import replay_function, require_sorted, solve_outputs
 
-__all__ = ["FusedSolve", "Settings"]
+__all__ = ["FusedJVP", "FusedSolve", "FusedVJP", "Settings", "warn_of_gradients"]
 
 _LOG = logging.getLogger("pyro_latentde")
 
@@ -110,16 +110,15 @@ class FusedSolve(RowFunction):
         self.kernel, self.settings, self.replay = kernel, settings, replay
         self.wrt = tuple(range(3 + kernel.leaves))
 
-    def record(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> Record:
+    def record(self, a: Arrays, token: int) -> Record:
         """Solve, and keep the steps unless ``token`` is 0."""
-        a, s = _arrays(rows, shared, tensors), self.settings
-        given = self.given(rows, shared, tensors)
-        replay = None if given is None else given.detach().double().cpu().numpy()
+        s = self.settings
+        replay = None if self.replay is None else self.replay.detach().double().cpu().numpy()
         return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token)
 
-    def given(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Tensor | None:
-        """The steps to take, where they are known."""
-        return self.replay
+    def inputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Arrays:
+        """The tensors as the kernel reads them."""
+        return _arrays(rows, shared, tensors)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return self._run(rows, shared, tensors, new_token() if self.settings.keep else 0)
@@ -131,9 +130,10 @@ class FusedSolve(RowFunction):
         return outputs
 
     def _run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> list[Tensor]:
+        a = self.inputs(rows, shared, tensors)
         if not self.settings.checked:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
-        record = self.record(rows, shared, tensors, token)
+        record = self.record(a, token)
         if token:
             keep_steps(token, record.steps)
         ys, dtype = torch.from_numpy(record.ys), tensors[0].dtype
@@ -151,7 +151,7 @@ class FusedSolve(RowFunction):
         steps = find_steps(tensors[-1])
         if steps is None:
             n = len(tensors) - 1
-            steps = self.record(rows, shared[:n], tensors[:n], new_token()).steps
+            steps = self.record(self.inputs(rows, shared[:n], tensors[:n]), new_token()).steps
         return steps
 
     def replayed(self) -> TorchRows:
@@ -160,18 +160,18 @@ class FusedSolve(RowFunction):
 
         def sizes(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
-            return torch.from_numpy(steps.plan()), torch.from_numpy(steps.status)
+            return torch.as_tensor(steps.plan()), torch.as_tensor(steps.status)
 
         return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves)
 
     def make_vjp(self) -> RowFunction:
-        return _FusedVJP(self)
+        return FusedVJP(self)
 
     def make_jvp(self) -> RowFunction:
-        return _FusedJVP(self)
+        return FusedJVP(self)
 
 
-class _FusedVJP(RowFunction):
+class FusedVJP(RowFunction):
     """Inputs: those of the solve, report, cotangent of ys. Outputs: cotangents of y0, times, t0 and every parameter."""
 
     def __init__(self, solve: FusedSolve) -> None:
@@ -217,7 +217,7 @@ class _FusedVJP(RowFunction):
         return jvp_of(vjp_of(self.solve.replayed()))
 
 
-class _FusedJVP(RowFunction):
+class FusedJVP(RowFunction):
     """Inputs: those of the solve, report, tangents of y0, times, t0 and every parameter. Output: tangent of ys."""
 
     def __init__(self, solve: FusedSolve) -> None:
@@ -293,14 +293,19 @@ def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray
     if not bad.any():
         return bars
     steps.status[bad] = Status.NON_FINITE_GRADIENT
+    warn_of_gradients(int(bad.sum()), a.rows, int(np.argmax(bad)))
+    return kernel.adjoint(a, steps, gy)
+
+
+def warn_of_gradients(count: int, rows: int, first: int) -> None:
+    """Tell that ``count`` of so many rows have a gradient that is not finite."""
     _LOG.warning(
         "%d of %d rows have a non-finite gradient (first: row %d); their gradient is set to zero. "
         "Try a tighter prior, or log-scale states.",
-        bad.sum(),
-        a.rows,
-        int(np.argmax(bad)),
+        count,
+        rows,
+        first,
     )
-    return kernel.adjoint(a, steps, gy)
 
 
 def _row(a: Arrays, r: int) -> Arrays:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of one vector field and one method as source, the same for every device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyro_latentde.solve.fused import templates
+from pyro_latentde.solve.fused.emit import field_source
+from pyro_latentde.solve.fused.graph import Graph, Node
+from pyro_latentde.solve.methods import Method
+
+__all__ = ["Kernel"]
+
+_TEMPLATES: dict[str, Callable[[Method, int, int], str]] = {
+    "forward": templates.forward_source,
+    "adjoint": templates.adjoint_source,
+    "tangent": templates.tangent_source,
+}
+
+
+@dataclass
+class Kernel:
+    """A field by its ``graph`` and the nodes of dy_i/dt, the number of its parameters, and a method.
+
+    What a device adds to it are ``forward``, ``adjoint`` and ``tangent``: ``cpu.py`` and ``cuda.py``.
+    """
+
+    graph: Graph
+    outputs: list[Node]
+    leaves: int
+    method: Method
+
+    @property
+    def states(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def width(self) -> int:
+        """Numbers that are stored for each accepted step."""
+        return templates.record_width(self.method, self.states)
+
+    def source(self, kind: str) -> tuple[str, int]:
+        """Source with a function named ``kind``, ``"forward"``, ``"adjoint"`` or ``"tangent"``.
+
+        Returns:
+            The source, and the entries of the work array that it needs.
+        """
+        implicit = self.method.kind != "explicit"
+        with self.graph.lock:
+            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
+        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
+        if implicit:
+            helpers.append(templates.newton_source(self.method, self.states))
+        source = "\n".join([*helpers, _TEMPLATES[kind](self.method, self.states, self.leaves)])
+        return source, templates.work_size(self.method, self.states, fields.scratch)
