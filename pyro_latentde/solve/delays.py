@@ -153,7 +153,7 @@ def _check_settings(method: str | None, gradient: str, engine: str) -> None:
 
 
 def _check_method(method: str) -> None:
-    if get_method(method).stiff is not None:
+    if get_method(method).kind not in ("explicit", "implicit"):
         raise SolveError(
             f'method {method!r} does not solve delay equations: give "tsit5", or "kvaerno5" where they are stiff.'
         )

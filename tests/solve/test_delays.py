@@ -391,7 +391,13 @@ def test_errors_teach():
     refused(errors.ShapeError, "takes only", f=lambda t, y, lagged: -lagged[0])
     refused(errors.GradientPathError, "only the discrete gradient", gradient="adjoint")
     refused(errors.SolveError, "does not solve delay equations", engine="torchdiffeq")
-    refused(errors.SolveError, 'give "tsit5", or "kvaerno5"', method="auto")
+    for method in ("auto", "leapfrog"):
+        refused(
+            errors.SolveError,
+            'give "tsit5", or "kvaerno5"',
+            method=method,
+            step_size=0.1 if method == "leapfrog" else None,
+        )
     refused(errors.SolveError, r"history is not finite at t = -1\.", history=lambda t, p: ONE * torch.sqrt(t + 0.5))
     refused(errors.SolveError, r"Lags of this row: \[0.001\].* 3700 steps", lags=0.001, max_steps=100)
     ordinary = lde.odesolve(lambda t, y: -y, ONE, TIMES)

@@ -68,10 +68,8 @@ class DelayKernel(CpuKernel):
         return self.at.width
 
     def source(self, kind: str) -> tuple[str, int]:
-        d = self.at.d
-        past = self.outputs[d : 2 * d] if self.at.past else None
         with self.graph.lock:
-            code = delayed_source(self.graph, self.outputs[:d], past, self.at.wide, tangent=kind == "tangent")
+            code = delayed_source(self.graph, self.outputs, self.at.d, self.at.past, kind == "tangent")
         parts = [templates.INSERTION_POINT, code.source, delay_helpers(self.at), _TEMPLATES[kind](self.at)]
         return "\n".join(parts), self.at.scratch + code.scratch
 

@@ -140,25 +140,33 @@ def _state(base: str) -> Callable[[int], str]:
     return lambda i: f"w[{base} + {i}]"
 
 
-def _field(outputs: Sequence[Node]) -> tuple[str, _Body]:
+@dataclass(frozen=True)
+class _Part:
+    """Some of the outputs, and what the functions that compute them are called."""
+
+    name: str
+    begin: int
+    end: int
+
+
+def _field(outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
     body = _Body({"t": lambda: "t", "y": _state("yo")})
-    body.add(outputs)
-    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(outputs)]
-    head = "def field(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
+    body.add(outputs[part.begin : part.end])
+    body.lines += [f"w[ko + {i}] = {body.names[outputs[i]]}" for i in range(part.begin, part.end)]
+    head = f"def {part.name}(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
     return body.function(head, "return 0.0"), body
 
 
-def _field_vjp(graph: Graph, outputs: Sequence[Node], states: int | None = None) -> tuple[str, _Body]:
-    """``states``: how many the field sees; as many as it has outputs by default."""
-    seeds = [graph.leaf("seed", i) for i in range(len(outputs))]
-    bars = vjp(graph, outputs, seeds)
+def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
+    seeds = [graph.leaf("seed", i) for i in range(part.begin, part.end)]
+    bars = vjp(graph, outputs[part.begin : part.end], seeds)
     body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")})
     body.add([*bars.scalars.values(), *(g for *_, g in bars.scatter), *(i for *_, i, _ in bars.scatter)])
     for matrix, g, x in bars.outer:
         body.add([*g, *x])
         body.outer(matrix, g, x)
     zero = graph.const(0.0)
-    for i in range(len(outputs) if states is None else states):
+    for i in range(len(outputs)):
         bar = bars.scalars.get(graph.leaf("y", i), zero)
         body.add([bar])
         body.lines.append(f"w[bo + {i}] = {body.names[bar]}")
@@ -174,24 +182,24 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node], states: int | None = None)
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
     body.add([t_bar])
     head = (
-        "def field_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
+        f"def {part.name}_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
         "q: Ints) -> float:"
     )
     return body.function(head, f"return {body.names[t_bar]}"), body
 
 
-def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
     def tangent(node: Node) -> Node:
         if node.op == "leaf":
             return graph.leaf("leaf", node.args[0] + _TANGENT, node.args[1])
         return graph.leaf(node.op + "_dot", *node.args)
 
-    dots = jvp(graph, outputs, tangent, _TANGENT)
+    dots = jvp(graph, outputs[part.begin : part.end], tangent, _TANGENT)
     body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
     body.add(dots)
-    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
+    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots, part.begin)]
     head = (
-        "def field_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
+        f"def {part.name}_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
         "pd: Floats, od: Ints) -> float:"
     )
     return body.function(head, "return 0.0"), body
@@ -210,15 +218,22 @@ def _field_jac(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     return body.function(head, "return 0.0"), body
 
 
-def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False) -> FieldSource:
+def field_source(
+    graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False, halves: bool = False
+) -> FieldSource:
     """Write out ``dy/dt = f(t, y, p)`` and its vector-Jacobian product, or (``tangent``) its Jacobian-vector product.
 
     Args:
         outputs: The nodes of dy_i/dt.
         tangent: Forward mode instead of reverse mode.
         jacobian: The matrix df_i/dy_j too.
+        halves: Also the first and the second half of the field by themselves, ``field_drift`` and ``field_kick``.
     """
-    parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs)]
+    size, derivative = len(outputs), _field_jvp if tangent else _field_vjp
+    chosen = [_Part("field", 0, size)]
+    if halves:
+        chosen += [_Part("field_drift", 0, size // 2), _Part("field_kick", size // 2, size)]
+    parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
     if jacobian:
         parts.append(_field_jac(graph, outputs))
     return FieldSource(
@@ -228,22 +243,18 @@ def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False, j
     )
 
 
-def delayed_source(
-    graph: Graph, slopes: Sequence[Node], past: Sequence[Node] | None, wide: int, tangent: bool = False
-) -> FieldSource:
-    """Write out a field that sees lagged states behind its own, and ``past(t, p)``, each with one derivative.
+def delayed_source(graph: Graph, outputs: Sequence[Node], states: int, past: bool, tangent: bool) -> FieldSource:
+    """Write out a field that sees lagged states behind its own, each function with one derivative.
 
     Args:
-        slopes: The nodes of dy_i/dt.
-        past: Those of the history at t; None if it is constant.
-        wide: Number of states and lagged states.
+        outputs: The nodes of dy_i/dt, then those of the history at t.
+        states: How many of each.
+        past: Write out ``past``, the history, too.
         tangent: Forward mode instead of reverse mode.
     """
-    parts = []
-    for outputs, name, size in ((slopes, "field", wide), (past, "past", 0)):
-        if outputs is not None:
-            derivative = _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs, size)
-            parts += [(source.replace("def field", f"def {name}"), b) for source, b in (_field(outputs), derivative)]
+    derivative = _field_jvp if tangent else _field_vjp
+    chosen = [_Part("field", 0, states)] + ([_Part("past", states, 2 * states)] if past else [])
+    parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),

@@ -21,7 +21,7 @@ def _pull_back(at: DelayLayout) -> str:
     d, begin_k = at.d, at.d
     history = f"for i in range({d}):\n    w[{at.start_bar} + i] += w[place + i]"
     if at.past:
-        history = f"""moved = past_vjp(s, w, {at.ys}, place, {at.ys_dot}, {at.scratch}, p, o, g, q)
+        history = f"""moved = past_vjp(s, w, {at.ys}, place - {d}, {at.ys_dot}, {at.scratch}, p, o, g, q)
 t_bar += moved
 g[q[{at.lag}] + l] -= moved"""
     spread = "\n".join(
@@ -158,7 +158,8 @@ def _row_done(at: DelayLayout) -> str:
         rest = f"""for i in range({d}):
     y0_bar[r * {d} + i] = 0.0
 if status[r] == 0:
-    t_bar += past_vjp(buf[spans[2 * r] * {at.width}], w, {at.ys}, {at.lam}, {at.ys_dot}, {at.scratch}, p, o, g, q)"""
+    t = buf[spans[2 * r] * {at.width}]
+    t_bar += past_vjp(t, w, {at.ys}, {at.lam - d}, {at.ys_dot}, {at.scratch}, p, o, g, q)"""
     return f"""                j = first - 1
         {indent(rest, 2)}
         t0_bar[r] = t_bar

@@ -9,7 +9,7 @@ from pyro_latentde.solve.fused.templates.delay_parts import (
     next_break,
     weights,
 )
-from pyro_latentde.solve.fused.templates.forward import FIRST_STEP
+from pyro_latentde.solve.fused.templates.first_step import FIRST_STEP
 from pyro_latentde.solve.fused.templates.parts import blend, combine, indent
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_solution import BAD_LAG
@@ -74,7 +74,7 @@ def _start_of_row(at: DelayLayout) -> str:
     d = at.d
     history = f"for i in range({d}):\n    w[{at.start} + i] = y0[r * y0s + i]"
     if at.past:
-        history = f"past(t, w, {at.ys}, {at.start}, {at.scratch}, p, o)"
+        history = f"past(t, w, {at.ys}, {at.start - d}, {at.scratch}, p, o)"
     return f"""        {indent(history, 2)}
         for i in range({d}):
             w[{at.y} + i] = w[{at.start} + i]

@@ -2,7 +2,8 @@
 """Pieces of source that the kernels of delay equations share: where things lie, and the look back.
 
 A record of an accepted step is (t, h, y, all stages, the lags it was chosen for): lagged states are interpolated in the
-row's own records. ``solve/lagged.py`` says which record a lagged time lies in, and is the same in plain torch.
+row's own records. The history, ``past``, counts its outputs behind those of the field: it is given places D further
+ahead. ``solve/lagged.py`` says which record a lagged time lies in, and is the same in plain torch.
 """
 
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _look_back(at: DelayLayout) -> str:
     d, terms = at.d, _blend(at, "b", "buf")
     history = f"for i in range({d}):\n    w[place + i] = w[{at.start} + i]"
     if at.past:
-        history = f"past(s, w, {at.ys}, place, {at.scratch}, p, o)"
+        history = f"past(s, w, {at.ys}, place - {d}, {at.scratch}, p, o)"
     return f"""
 def look_back(t: float, c: float, h: float, near: float, begin: int, pos: int, w: Floats, ys: int, buf: Floats,
               p: Floats, o: Ints) -> int:

@@ -20,7 +20,7 @@ def _start_of_row(at: DelayLayout) -> str:
     d = at.d
     start = f"for i in range({d}):\n    w[{at.start_dot} + i] = y0_dot[r * {d} + i]"
     if at.past:
-        start = f"past_jvp(start, t_dot, w, {at.ys}, {at.ys_dot}, {at.start_dot}, {at.scratch}, p, o, pd, od)"
+        start = f"past_jvp(start, t_dot, w, {at.ys}, {at.ys_dot}, {at.start_dot - d}, {at.scratch}, p, o, pd, od)"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
             pdo: Ints, pds: Ints, status: Ints, buf: Floats, acc: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats,
@@ -98,7 +98,7 @@ def _look_back_dot(at: DelayLayout) -> str:
     d = at.d
     history = f"for i in range({d}):\n    w[place + i] = w[{at.start_dot} + i]"
     if at.past:
-        history = f"past_jvp(s, t_dot - lag_dot, w, {at.ys}, {at.ys_dot}, place, {at.scratch}, p, o, pd, od)"
+        history = f"past_jvp(s, t_dot - lag_dot, w, {at.ys}, {at.ys_dot}, place - {d}, {at.scratch}, p, o, pd, od)"
     return f"""
 def look_back_dot(t: float, t_dot: float, c: float, h: float, near: float, begin: int, pos: int, w: Floats,
                   buf: Floats, acc: Floats, p: Floats, o: Ints, pd: Floats, od: Ints) -> int:
