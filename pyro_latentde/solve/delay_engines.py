@@ -2,11 +2,12 @@
 """Which engine solves a delay problem, and the solve as a function of its tensors."""
 
 from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.delay_field import MakeDelayed, rowwise
 from pyro_latentde.solve.delay_problem import DelayProblem
 from pyro_latentde.solve.delay_solve import DelaySolve
-from pyro_latentde.solve.engines import batched_field, choose_engine
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.engines import ENGINES, batched_field, traced
+from pyro_latentde.solve.methods import Method, get_method
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.settings import SolveSettings
 
@@ -19,16 +20,30 @@ def choose_delay_engine(posed: DelayProblem, engine: str, settings: SolveSetting
     Raises:
         SolveError: For an unknown engine, or ``engine="fused"`` where that cannot be.
     """
-    device = posed.problem.tensors[0].device
-    if get_method(settings.method).kind != "explicit":
-        obstacle = f"{settings.method} is implicit, and kernels of delay equations are explicit"
-    elif device.type != "cpu":
-        obstacle = f"the state is on {device}, and kernels of delay equations are compiled for the CPU"
-    else:
-        return choose_engine(posed.wide, engine, "discrete")
+    if engine not in ENGINES:
+        raise SolveError(not_among("engine", engine, ENGINES))
+    if engine == "torch":
+        return engine, "as asked"
+    obstacle = _why_not_fused(posed, get_method(settings.method))
+    if obstacle is None:
+        return "fused", "the field compiles to one kernel"
     if engine == "fused":
         raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
-    return choose_engine(posed.wide, "torch", "discrete")[0], obstacle
+    return "torch", obstacle
+
+
+def _why_not_fused(posed: DelayProblem, method: Method) -> str | None:
+    device = posed.problem.tensors[0].device
+    if method.kind != "explicit":
+        return f"{method.name} is implicit, and kernels of delay equations are explicit"
+    if device.type != "cpu":
+        return f"the state is on {device}, and kernels of delay equations are compiled for the CPU"
+    found = traced(posed.wide)
+    if isinstance(found, str):
+        return found
+    from pyro_latentde.solve.fused.kernel_choice import too_large
+
+    return too_large(found, method, True)  # kernels of delay equations take one row at a time, as those of a device
 
 
 def delay_function(posed: DelayProblem, engine: str, settings: SolveSettings, keep: bool) -> RowFunction:

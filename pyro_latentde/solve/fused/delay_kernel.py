@@ -109,11 +109,11 @@ class DelayKernel(CpuKernel):
                 row, room = end, 2 * room
             return blocks
 
-        blocks = [block for part in _POOL.map(task, a.rows) for block in part]
+        blocks = [block for part in _POOL.map(task, a.rows, CHUNK) for block in part]
         if not token:
             return Record(ys, report, None)
         if a.rows:
-            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
+            self.expect(taken, spans)
         return Record(ys, report, DelaySteps(blocks, spans, report[0], width, False, a, self.at.lags))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
@@ -138,7 +138,7 @@ class DelayKernel(CpuKernel):
                     )  # fmt: skip
                     row = end
 
-        _POOL.map(task, a.rows)
+        _POOL.map(task, a.rows, CHUNK)
         if at.shared_size:
             g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
         return Bars(y0_bar, ts_bar, t0_bar, g, _all_finite(bars))
@@ -168,7 +168,7 @@ class DelayKernel(CpuKernel):
                         self._beside(records), steps.spans, *flat, out, w, o, od,
                     )  # fmt: skip
 
-        _POOL.map(task, a.rows)
+        _POOL.map(task, a.rows, CHUNK)
         return out
 
     def _beside(self, records: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 """Pieces of source that the kernels of delay equations share: where things lie, and the look back.
 
 A record of an accepted step is (t, h, y, all stages, the lags it was chosen for): lagged states are interpolated in the
-row's own records. The history, ``past``, counts its outputs behind those of the field: it is given places D further
-ahead. ``solve/lagged.py`` says which record a lagged time lies in, and is the same in plain torch.
+row's own records. The history, ``past``, counts its outputs behind those of the field: it is given places D before
+those that it writes to. ``solve/lagged.py`` says which record a lagged time lies in, and is the same in plain torch.
 """
 
 from dataclasses import dataclass
