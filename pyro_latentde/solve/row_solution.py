@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "BAD_LAG",
     "MAX_STEPS",
     "NON_FINITE",
     "NO_CONVERGENCE",
@@ -21,6 +22,7 @@ __all__ = [
 
 # The values of the public Status.
 OK, MAX_STEPS, UNDERFLOW, NON_FINITE, NO_CONVERGENCE, TOO_MANY_EVENTS = 0, 1, 2, 3, 5, 6
+BAD_LAG = 20
 
 
 @dataclass
@@ -29,13 +31,15 @@ class RowSolution:
 
     Args:
         ys: States at the output times, NaN where not reached, ``(R, T, D)``.
-        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, 6 too many events, ``(R,)``.
+        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, 6 too many events, 20 a bad
+            lag, ``(R,)``.
         n_accepted: Accepted steps, ``(R,)``.
         n_rejected: Rejected trials, ``(R,)``.
         n_evals: Evaluations of the row's field, ``(R,)``.
         steps: Signed accepted step sizes, zeros at the right, ``(R, N)``; of a switching method ``(R, N, 2)`` with how
             each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y). With events ``(R, N, 3)``:
-            also the event that it ends in, counted from 1; 0 where it ends in none.
+            also the event that it ends in, counted from 1; 0 where it ends in none. Of a delay equation ``(R, N, 1 +
+            L)`` with the lags.
         found: The events, where there can be any.
     """
 

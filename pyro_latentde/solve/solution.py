@@ -21,7 +21,8 @@ class Status(enum.IntEnum):
 
     ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to
     zero. ``NO_STEADY_STATE`` and ``SINGULAR`` are ends of a search for a steady state: nothing settles, or the state
-    is one of many that lie side by side, so that it has no gradient.
+    is one of many that lie side by side, so that it has no gradient. ``BAD_LAG``: a lag that is not
+    positive and finite.
     """
 
     OK = 0
@@ -33,6 +34,7 @@ class Status(enum.IntEnum):
     TOO_MANY_EVENTS = 6
     NO_STEADY_STATE = 10
     SINGULAR = 11
+    BAD_LAG = 20
 
     @property
     def sentence(self) -> str:
@@ -49,6 +51,7 @@ _SENTENCES = {
     Status.TOO_MANY_EVENTS: "too many events",
     Status.NO_STEADY_STATE: "no steady state found",
     Status.SINGULAR: "singular Jacobian at the steady state",
+    Status.BAD_LAG: "a lag that is not positive and finite",
 }
 
 
@@ -85,7 +88,7 @@ class Solution:
     engine: str
     reason: str
     shape_of_state: Any = field(repr=False)
-    events: FoundEvents | None = field(repr=False)
+    events: FoundEvents | None = field(default=None, kw_only=True, repr=False)
     _report: Tensor = field(repr=False)
     _again: Callable[[Tensor], Any] = field(repr=False)
     _steps: Callable[[], Tensor] = field(repr=False)
@@ -125,11 +128,8 @@ class Solution:
     @property
     def implicit(self) -> Tensor:
         """Which accepted steps were implicit, ``(*batch, N)`` bool, False beyond the last step of a row."""
-        steps, kind = self._steps(), get_method(self.method).kind
-        if kind == "switching":
-            return steps[..., 1] > 0
-        sizes = steps[..., 0] if steps.ndim > self.status.ndim + 1 else steps
-        return (sizes != 0) & (kind == "implicit")
+        kind = get_method(self.method).kind
+        return self._steps()[..., 1] > 0 if kind == "switching" else (self.steps != 0) & (kind == "implicit")
 
     def at(self, t: Tensor | float) -> Any:
         r"""The states at other times in the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.

@@ -16,7 +16,7 @@ from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, ti
 from pyro_latentde.solve.stepper import replay_rows, solve_rows
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
-__all__ = ["TorchSolve", "replay_function", "require_sorted", "solve_outputs"]
+__all__ = ["TorchSolve", "per_row", "replay_function", "require_sorted", "solve_outputs"]
 
 BatchedField = Callable[..., Tensor]
 MakeField = Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]
@@ -56,7 +56,7 @@ def require_sorted(times: Tensor, times_shared: bool, t0: Tensor, t0_shared: boo
         raise DataError("under vmap or grad over times, the times must be sorted, running away from t0 to one side.")
 
 
-def _per_row(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
+def per_row(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.expand(rows, *t.shape) if one else t for t, one in zip(tensors, shared, strict=True)]
 
 
@@ -65,6 +65,7 @@ def replay_function(
     find: Callable[[int, tuple[bool, ...], Sequence[Tensor]], tuple[Tensor, Tensor]],
     method: Method,
     count: int,
+    along: Callable[..., Tensor] = replay_rows,
     make_events: MakeEvents | None = None,
     room: int = 0,
 ) -> TorchRows:
@@ -76,16 +77,18 @@ def replay_function(
         make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
+        along: Takes the steps again, as :func:`replay_rows` does.
         make_events: As ``make_field``, to the events.
         room: E, most events of a row.
     """
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
-        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
+        y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
         f = make_field(tensors[3:count], shared[3:count])
         events = None if make_events is None else make_events(tensors[3:count], shared[3:count])
-        out = replay_rows(f, y0, times, t0, h.to(y0), method, events)
+        further = () if events is None else (events,)
+        out = along(f, y0, times, t0, h.to(y0), method, *further)
         good = (status == 0).to(y0.device)
         return [_where_good(good, x) for x in ((out,) if events is None else out)]
 
@@ -130,7 +133,7 @@ class TorchSolve(RowFunction):
         self.wrt = tuple(range(3 + leaves))
 
     def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
-        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
+        y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
         f = self.make_field(tensors[3:], shared[3:])
         events = None if self.make_events is None else self.make_events(tensors[3:], shared[3:])
         return solve_rows(f, y0, times, t0, self.method, **self.control, events=events)
@@ -160,7 +163,9 @@ class TorchSolve(RowFunction):
 
     def replayed(self) -> TorchRows:
         n = 3 + self.leaves
-        return replay_function(self.make_field, self._find, self.method, n, self.make_events, self.room)
+        return replay_function(
+            self.make_field, self._find, self.method, n, make_events=self.make_events, room=self.room
+        )
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())

@@ -135,7 +135,7 @@ class FusedSolve(RowFunction):
         return outputs
 
     def _run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> list[Tensor]:
-        a = _arrays(rows, shared, tensors)
+        a = self.inputs(rows, shared, tensors)
         if not self.settings.checked:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
         record = self.record(a, token)
@@ -171,7 +171,7 @@ class FusedSolve(RowFunction):
 
         kernel = self.kernel
         events = None if kernel.events is None else graph_events(kernel.graph, kernel.events)
-        return replay_function(field, sizes, kernel.method, 3 + kernel.leaves, events, self.room)
+        return replay_function(field, sizes, kernel.method, 3 + kernel.leaves, make_events=events, room=self.room)
 
     def make_vjp(self) -> RowFunction:
         return FusedVJP(self)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What kernels read and leave: inputs where they lie, outputs, accepted steps, cotangents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -24,8 +25,8 @@ class Steps:
     status: np.ndarray
     width: int
     kind: str
-    eventful: bool
     inputs: "Arrays"
+    eventful: bool = False
 
     @property
     def rows(self) -> int:
@@ -65,7 +66,7 @@ class Record(NamedTuple):
     ys: np.ndarray
     report: np.ndarray
     steps: Steps | None
-    found: list[np.ndarray]
+    found: Sequence[np.ndarray] = ()
 
 
 @dataclass(slots=True)
