@@ -90,8 +90,8 @@ class _Adaptive:
         rtol: float,
         atol: float,
         max_steps: int,
-        step_size: float | None,
-        events: list[RowEvent] | None,
+        step_size: float | None = None,
+        events: list[RowEvent] | None = None,
     ) -> None:
         self.f, self.method, self.rtol, self.atol, self.max_steps = f, method, rtol, atol, max_steps
         self.step_size = step_size
