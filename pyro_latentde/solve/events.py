@@ -68,7 +68,7 @@ class Event:
         >>> g = torch.tensor(9.81, dtype=torch.float64)
         >>> solution = lde.odesolve(fall, y0, torch.tensor([0.0, 3.0]), g, events=bounce)
         >>> [round(t, 4) for t in solution.events.times[:2].tolist()]
-        [1.0096, 2.625]
+        [1.0096, 2.6251]
     """
 
     condition: Callable
