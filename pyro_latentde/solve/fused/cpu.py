@@ -18,6 +18,7 @@ from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = ["Bars", "CpuKernel", "Record", "Steps", "set_pool_size"]
 
@@ -84,15 +85,17 @@ def set_pool_size(threads: int) -> None:
 class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
-    A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps also its stages,
-    and how it was taken (0 explicit, else implicit). ``inputs`` are those of the solve.
+    A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps (of ``kind``)
+    also its stages, and last how it was taken (0 explicit, else implicit); ``stopping``: where it ended too.
+    ``inputs`` are those of the solve.
     """
 
     blocks: list[tuple[int, int, np.ndarray]]
     spans: np.ndarray
     status: np.ndarray
     width: int
-    switching: bool
+    kind: str
+    stopping: bool
     inputs: "Arrays"
 
     @property
@@ -108,8 +111,14 @@ class Steps:
         return self._column(1)
 
     def plan(self) -> np.ndarray:
-        """The steps as they are taken again: sizes, and where methods alternate ``(rows, most steps, 2)`` with how."""
-        return np.stack([self._column(1), self._column(self.width - 1)], -1) if self.switching else self._column(1)
+        """The steps as they are taken again: sizes; where methods alternate or steps end at stops, see RowSolution."""
+        if self.kind != "switching" and not self.stopping:
+            return self._column(1)
+        columns = [self._column(1)]
+        columns.append(np.zeros_like(columns[0]) if self.kind == "explicit" else self._column(self.width - 1))
+        if self.stopping:
+            columns.append(self._column(self.width - (1 if self.kind == "explicit" else 2)))
+        return np.stack(columns, -1)
 
     def _column(self, c: int) -> np.ndarray:
         spans, width = self.spans.reshape(-1, 2), self.width
@@ -228,6 +237,7 @@ class CpuKernel:
     outputs: list[Node]
     leaves: int
     method: Method
+    stops: Stops | None = None
     steps_per_row: float = 64.0
 
     @property
@@ -235,26 +245,29 @@ class CpuKernel:
         return len(self.outputs)
 
     def _build(self, kind: str, template: str) -> tuple[Callable, int]:
+        at = templates.WorkLayout(self.method, self.states, self.stops, self.leaves)
         with self.graph.lock:
             implicit = self.method.kind != "explicit"
-            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
+            fields = field_source(self.graph, self.outputs, at, tangent=kind == "tangent", jacobian=implicit)
         helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
         if implicit:
-            helpers.append(templates.newton_source(self.method, self.states))
+            helpers.append(templates.newton_source(self.method, self.states, self.stops, self.leaves))
+        if self.stops is not None:
+            helpers.append(templates.pass_stop_source(at))
         source = "\n".join([*helpers, template])
-        return load_kernel(source, kind, SMALL), templates.work_size(self.method, self.states, fields.scratch)
+        return load_kernel(source, kind, SMALL), at.scratch + fields.scratch
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", templates.forward_source(self.method, self.states, self.leaves))
+        return self._build("forward", templates.forward_source(self.method, self.states, self.leaves, self.stops))
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", templates.adjoint_source(self.method, self.states, self.leaves))
+        return self._build("adjoint", templates.adjoint_source(self.method, self.states, self.leaves, self.stops))
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves))
+        return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves, self.stops))
 
     def forward(
         self,
@@ -273,7 +286,7 @@ class CpuKernel:
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = templates.record_width(self.method, self.states)
+        width = templates.record_width(self.method, self.states, self.stops)
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
@@ -297,7 +310,7 @@ class CpuKernel:
             return Record(ys, report, None)
         if a.rows:
             self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a))
+        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind, self.stops is not None, a))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> "Bars":
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
