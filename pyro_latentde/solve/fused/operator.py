@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.fused.cpu import Arrays, Bars, CpuKernel, Layout, Record, Steps
+from pyro_latentde.solve.fused.cpu import CpuKernel
 from pyro_latentde.solve.fused.graph_torch import batched_graph
+from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
 from pyro_latentde.solve.lift import is_wrapped
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
