@@ -44,6 +44,11 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
     """
     if engine not in ENGINES:
         raise SolveError(not_among("engine", engine, ENGINES))
+    if problem.stops is not None and (gradient == "adjoint" or engine == "torchdiffeq"):
+        raise SolveError(
+            "torchdiffeq knows no doses, jumps or inputs with knots: expected "
+            f'gradient="discrete" or "forward" and engine="auto", "fused" or "torch"; got {gradient!r} and {engine!r}.'
+        )
     if gradient == "adjoint":
         if engine in ("auto", "torchdiffeq"):
             return "torchdiffeq", 'gradient="adjoint" is the continuous adjoint of torchdiffeq'
@@ -85,9 +90,10 @@ def _trace(problem: Problem) -> Any:
         return problem.info.call(problem.f, t, y, leaves)
 
     pairs = list(zip(problem.tensors, problem.shared, strict=True))
+    pairs = pairs[: 3 + problem.field_leaves]
     rows = in_fresh_thread(lambda: [row_of(x, x.ndim if shared else x.ndim - 1) for x, shared in pairs])
     own, known = rows[3 : 3 + problem.own], rows[3 + problem.own :]
-    bound_count = problem.leaves - problem.own - problem.info.captured_count
+    bound_count = problem.field_leaves - problem.own - problem.info.captured_count
     bound = list(zip(problem.originals[:bound_count], known[:bound_count], strict=True))
     try:
         trace = trace_row(call, rows[2], rows[0], own, bound)
@@ -106,7 +112,7 @@ def _trace(problem: Problem) -> Any:
 def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
     """The compiled solve, keeping its steps or not; compiled once per field and method, whatever lambda carries it."""
     kernels = problem.info.kernels
-    key = (settings, keep, problem.checked)
+    key = (settings, keep, problem.checked, problem.stops)
     function = kernels.get(key)
     if function is None:
         function = _new_fused_function(problem, settings, keep)
@@ -119,11 +125,11 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     from pyro_latentde.solve.fused.cpu import CpuKernel
     from pyro_latentde.solve.fused.operator import FusedSolve
 
-    kernels, name = problem.info.kernels, settings.method
-    if name not in kernels:
-        trace = kernels["trace"]
-        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, get_method(name))
-    return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
+    kernels, key = problem.info.kernels, (settings.method, problem.stops)
+    if key not in kernels:
+        trace, method = kernels["trace"], get_method(settings.method)
+        kernels[key] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method, problem.stops)
+    return FusedSolve(kernels[key], settings.fused(keep, problem.checked), settings.replay_steps(problem))
 
 
 def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]:
@@ -158,4 +164,5 @@ def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool
 def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
     method, replay = get_method(settings.method), settings.replay_steps(problem)
-    return TorchSolve(batched_field(problem), problem.leaves, method, **settings.control, replay=replay)
+    make = batched_field(problem)
+    return TorchSolve(make, problem.leaves, method, **settings.control, replay=replay, stops=problem.stops)

@@ -102,7 +102,7 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             for i in range({d}):
                 buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
             {indent(_record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
-{_mark(at, "pos * " + str(at.width), "0.0 - m")}            pos += 1
+{lines(_mark(at, "pos * " + str(at.width), "0.0 - m"), 3)}            pos += 1
         {indent(_start_of_implicit(method), 2)}
         before = 0.0
         retry = False
@@ -137,7 +137,7 @@ elif mode == 2:
 
 
 def _mark(at: WorkLayout, record: str, mark: str) -> str:
-    return "" if at.stops is None else f"            buf[{record} + {at.mark}] = {mark}\n"
+    return "" if at.stops is None else f"buf[{record} + {at.mark}] = {mark}"
 
 
 def _place(count: str, at: WorkLayout) -> str:
@@ -249,7 +249,7 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 for i in range({d}):
                     buf[at_record + 2 + i] = w[{at.y} + i]
                 {indent(_record_stages(method, at, d, "at_record", at.stages), 4)}
-{indent(_mark(at, "at_record", "m if landing else 0.0 - m"), 1)}                pos += 1
+{lines(_mark(at, "at_record", "m if landing else 0.0 - m"), 4)}                pos += 1
             {indent(_dense_stages(method, at, d), 3)}
 {lines(moved, 3)}            while j < T and ({within} or last):
                 gap = abs(ts[tt + j] - t_new)
@@ -303,7 +303,13 @@ def _by_kind(method: Method, source: Callable[[Method], str]) -> str:
 
 
 def _zero_stages(method: Method, at: WorkLayout, d: int) -> str:
-    return _record_stages(method, at, d, f"pos * {at.width}", 1)
+    """All stages of a step of size 0 are its first one."""
+    if method.kind == "explicit":
+        return ""
+    return f"""for s in range({at.stages}):
+    for i in range({d}):
+        buf[pos * {at.width} + {2 + d} + s * {d} + i] = w[{at.k} + i]
+buf[pos * {at.width} + {at.width - 1}] = 2.0"""
 
 
 def _record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: int) -> str:

@@ -83,9 +83,7 @@ def next_step_to_stop(method: Method, at: WorkLayout, d: int, given_kind: str, s
 def end_of_given(method: Method, at: WorkLayout, d: int) -> str:
     """The state at a stop that has moved since the step was taken."""
     weights = "\n    ".join(interpolant(method, "b"))
-    terms = " + ".join(
-        f"b{s} * w[{at.k + s * d} + i]" for s, row in enumerate(method.interpolant) if any(row)
-    )
+    terms = " + ".join(f"b{s} * w[{at.k + s * d} + i]" for s, row in enumerate(method.interpolant) if any(row))
     return f"""if mode == 2 and landing and abs(t_new - t - h) > rounding:
     theta = (t_new - t) / h
     {weights}

@@ -16,7 +16,7 @@ with it all steps that follow.
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, combine, indent
 from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import NUDGE, Stops
+from pyro_latentde.solve.stops import NUDGE
 
 __all__ = [
     "at_stop_reverse",
