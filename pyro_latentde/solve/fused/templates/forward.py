@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adaptive (or fixed, or replayed) solve of each row."""
 
-from collections.abc import Callable
-from dataclasses import replace
-
 from pyro_latentde.solve.fused.templates.implicit import implicit_trial
 from pyro_latentde.solve.fused.templates.landing import (
     after_last_stop,
@@ -14,6 +11,7 @@ from pyro_latentde.solve.fused.templates.landing import (
     wished,
 )
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, lines, stage
+from pyro_latentde.solve.fused.templates.recording import by_kind, record_mark, record_stages, zero_stages
 from pyro_latentde.solve.fused.templates.stops import start_at_stops
 from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
 from pyro_latentde.solve.methods import Method
@@ -41,7 +39,7 @@ def _start_of_row(method: Method, at: WorkLayout, d: int, leaves: int) -> str:
     """The state and its slope at t0; outputs there."""
     stops, there, known = "", "", f"w[{at.y} + i]"
     if at.stops is not None:
-        stops = start_at_stops(at, d, _zero_stages(method, at, d))
+        stops = start_at_stops(at, d, zero_stages(method, at, d))
         if at.stops.after:
             there = " and p[stops + m] != start"
         else:
@@ -101,8 +99,8 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             buf[pos * {at.width} + 1] = 0.0
             for i in range({d}):
                 buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
-            {indent(_record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
-{lines(_mark(at, "pos * " + str(at.width), "0.0 - m"), 3)}            pos += 1
+            {indent(record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
+{lines(record_mark(at, "pos * " + str(at.width), "0.0 - m"), 3)}            pos += 1
         {indent(_start_of_implicit(method), 2)}
         before = 0.0
         retry = False
@@ -136,10 +134,6 @@ elif mode == 2:
         sign = 1.0 if hs[r * hss] > 0.0 else -1.0"""
 
 
-def _mark(at: WorkLayout, record: str, mark: str) -> str:
-    return "" if at.stops is None else f"buf[{record} + {at.mark}] = {mark}"
-
-
 def _place(count: str, at: WorkLayout) -> str:
     """Where a given step lies in its row."""
     return count if at.plan == 1 else f"{at.plan} * {count}"
@@ -156,7 +150,7 @@ def _start_of_implicit(method: Method) -> str:
 def _next_step(method: Method, at: WorkLayout, d: int) -> str:
     """How far the next step goes, or why there is none."""
     if at.stops is not None:
-        return next_step_to_stop(method, at, d, _given_kind(method, at), _zero_stages(method, at, d))
+        return next_step_to_stop(method, at, d, _given_kind(method, at), zero_stages(method, at, d))
     return f"""        while code == 0 and not last:
             if mode != 2 and accepted + rejected >= max_steps:
                 code = 1
@@ -236,8 +230,8 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
     again = (len(method.c) - 1) * d if method.fsal else 0  # where the next first slope is
     stops, moved, stop, goes_on, within = at.stops is not None, "", "", "", "sign * ts[tt + j] <= sign * t_new"
     if stops:
-        moved = _by_kind(method, lambda one: end_of_given(one, at, d))
-        stop, goes_on = landed(method, at, d, _zero_stages(method, at, d)), wished()
+        moved = by_kind(method, lambda one: end_of_given(one, at, d))
+        stop, goes_on = landed(method, at, d, zero_stages(method, at, d)), wished()
         if at.stops.after:
             within = "sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not landing)"
     return f"""            if keep:
@@ -248,8 +242,8 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 buf[at_record + 1] = h
                 for i in range({d}):
                     buf[at_record + 2 + i] = w[{at.y} + i]
-                {indent(_record_stages(method, at, d, "at_record", at.stages), 4)}
-{lines(_mark(at, "at_record", "m if landing else 0.0 - m"), 4)}                pos += 1
+                {indent(record_stages(method, at, d, "at_record", at.stages), 4)}
+{lines(record_mark(at, "at_record", "m if landing else 0.0 - m"), 4)}                pos += 1
             {indent(_dense_stages(method, at, d), 3)}
 {lines(moved, 3)}            while j < T and ({within} or last):
                 gap = abs(ts[tt + j] - t_new)
@@ -287,46 +281,11 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
 def _output(method: Method, at: WorkLayout, d: int) -> str:
     """The state inside a step."""
     if method.stiff is not None:
-        return _by_kind(method, lambda one: _output(one, at, d))
+        return by_kind(method, lambda one: _output(one, at, d))
     weights = "\n".join(interpolant(method, "b"))
     return f"""{weights}
 for i in range({d}):
     ys[(r * T + j) * {d} + i] = w[{at.y} + i] + h * ({blend(method, "b", str(at.k), d)})"""
-
-
-def _by_kind(method: Method, source: Callable[[Method], str]) -> str:
-    """Of a switching method, one source or the other."""
-    if method.stiff is None:
-        return source(method)
-    inner, outer = source(method.stiff), source(replace(method, stiff=None))
-    return f"if stiff:\n    {indent(inner, 1)}\nelse:\n    {indent(outer, 1)}"
-
-
-def _zero_stages(method: Method, at: WorkLayout, d: int) -> str:
-    """All stages of a step of size 0 are its first one."""
-    if method.kind == "explicit":
-        return ""
-    return f"""for s in range({at.stages}):
-    for i in range({d}):
-        buf[pos * {at.width} + {2 + d} + s * {d} + i] = w[{at.k} + i]
-buf[pos * {at.width} + {at.width - 1}] = 2.0"""
-
-
-def _record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: int) -> str:
-    """Implicit steps are not computed twice: their stages are stored, and how the step was taken."""
-    if method.kind == "explicit":
-        return ""
-    end = stages * d
-    rest = (
-        f"\nfor i in range({end}, {at.stages * d}):\n    buf[{record} + {2 + d} + i] = 0.0"
-        if end < at.stages * d
-        else ""
-    )
-    kept = f"for i in range({end}):\n    buf[{record} + {2 + d} + i] = w[{at.k} + i]{rest}"
-    if method.kind == "switching" and stages > 1:
-        kept = f"if stiff:\n    {indent(kept, 1)}"
-    kind = "2.0" if stages == 1 else "taken" if method.kind == "implicit" else "(taken if stiff else 0.0)"
-    return f"{kept}\nbuf[{record} + {at.width - 1}] = {kind}"
 
 
 def _given_kind(method: Method, at: WorkLayout) -> str:
@@ -341,7 +300,7 @@ def _after_implicit(method: Method) -> str:
 
 def _end_of_row(method: Method, at: WorkLayout, d: int) -> str:
     """NaN where the row did not arrive; the report, column by column."""
-    stop = "" if at.stops is None else after_last_stop(at, d, _zero_stages(method, at, d))
+    stop = "" if at.stops is None else after_last_stop(at, d, zero_stages(method, at, d))
     return f"""{lines(stop, 2)}        if j < T and code == 0:  # no steps were given
             code = 1
         while j < T:
