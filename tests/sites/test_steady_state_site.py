@@ -51,7 +51,7 @@ def test_what_is_recorded():
     record = node["infer"]["lde_steady_state"]
     assert node["infer"]["_deterministic"] and node["fn"].event_dim == 1 and float(trace.log_prob_sum()) == 0.0
     assert record["states"] == ("drug",) and record["status"] == 0 and record["n_steps"] == 0
-    assert record["settings"] == {"method": "tsit5", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
+    assert record["settings"] == {"method": "auto", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
     assert_close(node["value"], tensor([4.0]))
 
 
@@ -138,7 +138,7 @@ def test_settings_from_outside_where_they_make_sense():
     with lde.solver(rtol=1e-5, sites=["other"]):
         assert settings(atol=1e-6)["rtol"] == 1e-8
     with lde.solver(method="rk4", step_size=0.1, engine="torchdiffeq", gradient="adjoint"):
-        assert settings() == {"method": "tsit5", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
+        assert settings() == {"method": "auto", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
     with pytest.raises(SolveError, match=r"site 'root': settings of steady_state\(\).*step_size"):
         settings(step_size=0.1)
     with pytest.raises(SolveError, match=r"site 'root'.*no error estimate"):
