@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pyro_latentde.solve.fused import templates
-from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
+from pyro_latentde.solve.fused.kernel_source import kernel_source
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
+from pyro_latentde.solve.fused.templates import record_width
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.stops import Stops
 
@@ -125,30 +125,21 @@ class CpuKernel:
     def states(self) -> int:
         return len(self.outputs)
 
-    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
-        at = templates.WorkLayout(self.method, self.states, self.stops, self.leaves)
-        with self.graph.lock:
-            implicit = self.method.kind != "explicit"
-            fields = field_source(self.graph, self.outputs, at, tangent=kind == "tangent", jacobian=implicit)
-        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
-        if implicit:
-            helpers.append(templates.newton_source(self.method, self.states, self.stops, self.leaves))
-        if self.stops is not None:
-            helpers.append(templates.pass_stop_source(at))
-        source = "\n".join([*helpers, template])
-        return load_kernel(source, kind, SMALL), at.scratch + fields.scratch
+    def _build(self, kind: str) -> tuple[Callable, int]:
+        source, size = kernel_source(self.graph, self.outputs, self.leaves, self.method, kind, self.stops)
+        return load_kernel(source, kind, SMALL), size
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", templates.forward_source(self.method, self.states, self.leaves, self.stops))
+        return self._build("forward")
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", templates.adjoint_source(self.method, self.states, self.leaves, self.stops))
+        return self._build("adjoint")
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves, self.stops))
+        return self._build("tangent")
 
     def forward(
         self,
@@ -167,7 +158,7 @@ class CpuKernel:
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = templates.record_width(self.method, self.states, self.stops)
+        width = record_width(self.method, self.states, self.stops)
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
