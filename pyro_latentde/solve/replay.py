@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.given_step import after_stop, stopped, take_given
+from pyro_latentde.solve.given_step import GivenStep, after_stop, stopped, take_given
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.runge_kutta import accepts_rows, restrict
@@ -68,15 +68,15 @@ class Plan:
 
     def implicit(self, rows: Tensor, n: int, method: Method) -> Tensor | None:
         """Of a switching method, which rows take an implicit step."""
-        return None if method.stiff is None else self.kind[rows, n] > 0
+        return None if method.stiff is None or self.kind is None else self.kind[rows, n] > 0
 
     def begins_anew(self, rows: Tensor, n: int, method: Method, active: Tensor) -> Tensor:
         """Rows whose step does not begin with the last slope of the step before."""
         if n == 0:
             return torch.zeros_like(active)
         anew = torch.zeros_like(active) if method.fsal else torch.ones_like(active)
-        if method.stiff is not None:
-            anew = anew | (self.implicit(rows, n, method) != self.implicit(rows, n - 1, method)) & active
+        if (implicit := self.implicit(rows, n, method)) is not None:
+            anew = anew | (implicit != self.implicit(rows, n - 1, method)) & active
         return anew if self.marks is None else anew | (self.marks[rows, n - 1] > 0) & active
 
     def field(self, field: Field, rows: Tensor, n: int, stops: RowStops | None, active: Tensor) -> Field:
@@ -265,13 +265,7 @@ def follow(
         if stops is not None:
             y = stopped(step, stops, plan.marks[rows, n], rows, exact)
         if len(chunk):
-            at, ends = work.place[chunk // n_times], plan.at_end.reshape(-1)[chunk, None]
-            value = step.at(times.reshape(-1)[chunk], at, plan.interior[n] or not exact)
-            value = torch.where(ends, y[at], value) if exact else value
-            if stops is not None and bool((past := plan.past.reshape(-1)[chunk]).any()):
-                behind = after_stop(work.field, stops, plan.marks[rows, n], rows, y)
-                value = torch.where(past[:, None], behind(times.reshape(-1)[chunk], at), value)
-            pieces.append(value)
+            pieces.append(_outputs(step, y, plan, times, n, work, exact, stops))
         if exact:
             on_step(n, rows[active], y[active], k1[active])
         if stops is not None:
@@ -279,6 +273,21 @@ def follow(
     pieces.append(y0.new_full((len(plan.chunks[-1]), y0.shape[1]), torch.nan))
     order = torch.cat(plan.chunks).argsort()
     return torch.cat(pieces)[order].reshape(n_rows, n_times, -1)
+
+
+def _outputs(
+    step: GivenStep, y: Tensor, plan: Plan, times: Tensor, n: int, work: _Work, exact: bool, stops: RowStops | None
+) -> Tensor:
+    """The outputs of step n, whose end is y, ``(R, D)``."""
+    chunk, rows = plan.chunks[n + 1], work.rows
+    at, moments = work.place[chunk // times.shape[1]], times.reshape(-1)[chunk]
+    value = step.at(moments, at, plan.interior[n] or not exact)
+    if exact:
+        value = torch.where(plan.at_end.reshape(-1)[chunk, None], y[at], value)
+    if stops is not None and bool((past := plan.past.reshape(-1)[chunk]).any()):
+        behind = after_stop(work.field, stops, plan.marks[rows, n], rows, y)
+        value = torch.where(past[:, None], behind(moments, at), value)
+    return value
 
 
 def _at_start(
