@@ -149,7 +149,7 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     key = (name, problem.stops)
     if key not in kernels:
         trace, method = kernels["trace"], get_method(name)
-        kernels[key] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method, problem.stops)
+        kernels[key] = CpuKernel(trace.graph, trace.outputs, problem.leaves, method, stops=problem.stops)
     return FusedSolve(kernels[key], *further)
 
 

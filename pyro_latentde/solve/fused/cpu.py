@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
-from pyro_latentde.solve.fused.kernel_source import kernel_source
+from pyro_latentde.solve.fused.kernel_source import Kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
-from pyro_latentde.solve.fused.templates import record_width
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
 
 __all__ = ["CpuKernel", "set_pool_size"]
 
@@ -111,22 +107,13 @@ _SCRATCH = _Scratch()
 
 
 @dataclass
-class CpuKernel:
+class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
-    graph: Graph
-    outputs: list[Node]
-    leaves: int
-    method: Method
-    stops: Stops | None = None
     steps_per_row: float = 64.0
 
-    @property
-    def states(self) -> int:
-        return len(self.outputs)
-
     def _build(self, kind: str) -> tuple[Callable, int]:
-        source, size = kernel_source(self.graph, self.outputs, self.leaves, self.method, kind, self.stops)
+        source, size = self.source(kind)
         return load_kernel(source, kind, SMALL), size
 
     @cached_property
@@ -158,7 +145,7 @@ class CpuKernel:
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = record_width(self.method, self.states, self.stops)
+        width = self.width
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source of a kernel of one vector field and one method, the same for every device."""
+"""The kernels of one vector field and one method as source, the same for every device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.emit import field_source
@@ -9,7 +10,7 @@ from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.stops import Stops
 
-__all__ = ["kernel_source"]
+__all__ = ["Kernel"]
 
 _TEMPLATES: dict[str, Callable[[Method, int, int, Stops | None], str]] = {
     "forward": templates.forward_source,
@@ -18,25 +19,42 @@ _TEMPLATES: dict[str, Callable[[Method, int, int, Stops | None], str]] = {
 }
 
 
-def kernel_source(
-    graph: Graph, outputs: Sequence[Node], leaves: int, method: Method, kind: str, stops: Stops | None = None
-) -> tuple[str, int]:
-    """Source with a function named ``kind``, and the entries of the work array that it needs.
+@dataclass
+class Kernel:
+    """A field by its ``graph`` and the nodes of dy_i/dt, the number of its parameters, a method, and where steps end.
 
-    Args:
-        outputs: The nodes of dy_i/dt.
-        leaves: Number of parameters.
-        kind: ``"forward"``, ``"adjoint"`` or ``"tangent"``.
-        stops: What happens where steps must end.
+    What a device adds to it are ``forward``, ``adjoint`` and ``tangent``: ``cpu.py`` and ``cuda.py``.
     """
-    implicit, states = method.kind != "explicit", len(outputs)
-    at = templates.WorkLayout(method, states, stops, leaves)
-    with graph.lock:
-        fields = field_source(graph, outputs, at, tangent=kind == "tangent", jacobian=implicit)
-    helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
-    if implicit:
-        helpers.append(templates.newton_source(method, states, stops, leaves))
-    if stops is not None:
-        helpers.append(templates.pass_stop_source(at))
-    source = "\n".join([*helpers, _TEMPLATES[kind](method, states, leaves, stops)])
-    return source, templates.work_size(method, states, fields.scratch, stops)
+
+    graph: Graph
+    outputs: list[Node]
+    leaves: int
+    method: Method
+    stops: Stops | None = field(default=None, kw_only=True)
+
+    @property
+    def states(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def width(self) -> int:
+        """Numbers that are stored for each accepted step."""
+        return templates.record_width(self.method, self.states, self.stops)
+
+    def source(self, kind: str) -> tuple[str, int]:
+        """Source with a function named ``kind``, ``"forward"``, ``"adjoint"`` or ``"tangent"``.
+
+        Returns:
+            The source, and the entries of the work array that it needs.
+        """
+        implicit = self.method.kind != "explicit"
+        at = templates.WorkLayout(self.method, self.states, self.stops, self.leaves)
+        with self.graph.lock:
+            fields = field_source(self.graph, self.outputs, at, tangent=kind == "tangent", jacobian=implicit)
+        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
+        if implicit:
+            helpers.append(templates.newton_source(self.method, self.states, self.stops, self.leaves))
+        if self.stops is not None:
+            helpers.append(templates.pass_stop_source(at))
+        source = "\n".join([*helpers, _TEMPLATES[kind](self.method, self.states, self.leaves, self.stops)])
+        return source, templates.work_size(self.method, self.states, fields.scratch, self.stops)
