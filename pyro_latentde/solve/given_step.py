@@ -11,6 +11,7 @@ from pyro_latentde.solve.implicit_rows import replayed_stages
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.runge_kutta import dense_stages, interpolate, main_stages
+from pyro_latentde.solve.symplectic import end_slopes, hermite, symplectic_step
 
 __all__ = ["GivenStep", "after_stop", "stopped", "take_given"]
 
@@ -32,10 +33,12 @@ class GivenStep:
 
     def at(self, times: Tensor, rows: Tensor, inside: bool) -> Tensor:
         """The state at times ``(M,)`` of these rows, by the interpolant; a step of size 0 is its tangent."""
-        step = (self.field, self.method, self.t, self.y, self.h)
-        stages = dense_stages(*step, self.k) if inside else self.k
         width = torch.where(self.h == 0, 1.0, self.h)
         theta = (times - self.t[rows]) / width[rows]
+        if self.method.kind == "symplectic":
+            ends = end_slopes(self.field, self.t, self.y, self.h, self.y_new, self.k) if inside else self.k
+            return hermite(theta, self.y, self.y_new, self.h, ends, rows)
+        stages = dense_stages(self.field, self.method, self.t, self.y, self.h, self.k) if inside else self.k
         return interpolate(self.method, theta, self.y, width, stages, rows, self.implicit)
 
 
@@ -45,6 +48,8 @@ def take_given(
     """Stages and end of a step, by the method, or by the one of its two that each row took."""
     if method.kind == "implicit":
         k, y_new = replayed_stages(field, method, t, y, h, k1)
+    elif method.kind == "symplectic":
+        k, y_new = symplectic_step(field, method, t, y, h, k1)
     elif implicit is None or not bool(implicit.any()):
         k, y_new = main_stages(field, method, t, y, h, k1)
     else:

@@ -216,6 +216,9 @@ def test_bad_input():
         solve(jumps="noon")
     with pytest.raises(SolveError, match="torchdiffeq knows no"):
         odesolve(switched, torch.ones(1).double(), TIMES, THETA, t0=0.0, jumps=THETA[2:], engine="torchdiffeq")
+    with pytest.raises(SolveError, match="equal steps through one smooth motion"):
+        motion = {"method": "leapfrog", "step_size": 0.1, "jumps": [0.5]}
+        odesolve(lambda t, y: torch.stack([y[1], -y[0]]), torch.ones(2).double(), TIMES, t0=0.0, **motion)
     smooth = odesolve(switched, torch.ones(1).double(), TIMES, THETA, t0=0.0)
     with pytest.raises(SolveError, match="another kind"):
         solve(replay=smooth)

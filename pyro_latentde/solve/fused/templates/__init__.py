@@ -16,8 +16,9 @@ References:
 """
 
 from pyro_latentde.solve.fused.templates.adjoint import adjoint_source
+from pyro_latentde.solve.fused.templates.first_step import FIRST_STEP
 from pyro_latentde.solve.fused.templates.forward import forward_source
-from pyro_latentde.solve.fused.templates.helpers import FIRST_STEP, INSERTION_POINT
+from pyro_latentde.solve.fused.templates.helpers import INSERTION_POINT
 from pyro_latentde.solve.fused.templates.newton import newton_source
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, record_width, work_size
 from pyro_latentde.solve.fused.templates.stops import pass_stop_source

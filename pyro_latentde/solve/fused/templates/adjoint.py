@@ -17,6 +17,7 @@ from pyro_latentde.solve.fused.templates.stops import (
     bounds,
     start_of_reverse,
 )
+from pyro_latentde.solve.fused.templates.symplectic import symplectic_reverse
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.stops import Stops
 
@@ -32,6 +33,8 @@ def adjoint_source(method: Method, d: int, leaves: int, stops: Stops | None = No
     at = WorkLayout(method, d, stops, leaves)
     if method.kind == "implicit":
         step = implicit_reverse(method, at, d)
+    elif method.kind == "symplectic":
+        step = symplectic_reverse(method, at, d)
     elif method.stiff is None:
         step = _explicit_reverse(method, at, d)
     else:
@@ -44,7 +47,7 @@ def adjoint_source(method: Method, d: int, leaves: int, stops: Stops | None = No
 
 def _walk_back(method: Method, at: WorkLayout, d: int, leaves: int) -> str:
     """From the last recorded step of a row to its first, each with the outputs that lie in it."""
-    slope = "" if method.kind == "explicit" else f"\n            w[{at.kap} + i] = 0.0"
+    slope = "" if not method.uses_newton else f"\n            w[{at.kap} + i] = 0.0"
     setup, here = "", ""
     if at.stops is not None:
         setup = start_of_reverse(at)

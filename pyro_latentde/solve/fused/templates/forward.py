@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adaptive (or fixed, or replayed) solve of each row."""
 
+from pyro_latentde.solve.fused.templates.first_step import first_step
 from pyro_latentde.solve.fused.templates.implicit import implicit_trial
 from pyro_latentde.solve.fused.templates.landing import (
     after_last_stop,
@@ -14,6 +15,7 @@ from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine
 from pyro_latentde.solve.fused.templates.recording import by_kind, record_mark, record_stages, zero_stages
 from pyro_latentde.solve.fused.templates.stops import start_at_stops
 from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
+from pyro_latentde.solve.fused.templates.symplectic import hermite_output, speeds_at_ends, symplectic_trial
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.stops import Stops
 
@@ -90,7 +92,7 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
         rounding = 0.0
         h = 0.0
         {indent(_chosen_steps(at), 2)}
-        {indent(_first_step(method, at, d, k), 2)}
+        {indent(first_step(method, at, d, k), 2)}
         last = planned == 0 if mode == 2 else span == 0.0
         if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
             if (pos + 1) * {at.width} > room:
@@ -141,7 +143,7 @@ def _place(count: str, at: WorkLayout) -> str:
 
 def _start_of_implicit(method: Method) -> str:
     """No Jacobian yet; 2 says that the first stage is f(t, y), 1 that it is the last of the step before."""
-    if method.kind == "explicit":
+    if not method.uses_newton:
         return ""
     lines = ["stale = True", "fresh = False", "age = 0", "taken = 2.0"]
     return "\n".join(lines + (["stiff = False", "hints = 0"] if method.stiff else []))
@@ -185,6 +187,8 @@ def _trial(method: Method, at: WorkLayout, d: int) -> str:
     """One step and its error; if it is too large, the step is tried again with a smaller size."""
     if method.kind == "explicit":
         taken = _explicit_trial(method, at, d)
+    elif method.kind == "symplectic":
+        taken = symplectic_trial(method, at, d)
     elif method.kind == "implicit":
         taken = f"{implicit_trial(method, at, d)}\nerror = 0.0\n{_error_norm(method, at, d)}"
     else:
@@ -282,6 +286,8 @@ def _output(method: Method, at: WorkLayout, d: int) -> str:
     """The state inside a step."""
     if method.stiff is not None:
         return by_kind(method, lambda one: _output(one, at, d))
+    if method.kind == "symplectic":
+        return hermite_output(at, d)
     weights = "\n".join(interpolant(method, "b"))
     return f"""{weights}
 for i in range({d}):
@@ -295,7 +301,7 @@ def _given_kind(method: Method, at: WorkLayout) -> str:
 
 
 def _after_implicit(method: Method) -> str:
-    return "" if method.kind == "explicit" else "fresh = False\nage += 1\ntaken = 1.0"
+    return "" if not method.uses_newton else "fresh = False\nage += 1\ntaken = 1.0"
 
 
 def _end_of_row(method: Method, at: WorkLayout, d: int) -> str:
@@ -320,13 +326,15 @@ def _end_of_row(method: Method, at: WorkLayout, d: int) -> str:
 def _dense_stages(method: Method, at: WorkLayout, d: int) -> str:
     """Stages that only outputs strictly inside the step need."""
     dense = "\n".join(stage(method, at, d, s, False) for s in range(len(method.c), at.stages))
+    if method.kind == "symplectic":
+        dense = speeds_at_ends(at, d)
     if not dense:
         return ""
     inside = "j < T and sign * ts[tt + j] < sign * t_new - rounding"
     beyond = "mode == 2 and last and abs(ts[tt + T - 1] - t_new) > rounding"
     if at.stops is not None:
         beyond += " or mode == 2 and landing and abs(t_new - t - h) > rounding"
-    return f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {len(method.dense_c)}"
+    return f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {method.dense_evals}"
 
 
 def _last_stage(method: Method, at: WorkLayout, d: int) -> str:
@@ -342,18 +350,6 @@ def _fresh_slope(method: Method, at: WorkLayout) -> str:
         return ""
     begun = "" if at.stops is None else " and p[stops + m - ahead] != t"
     return f"if accepted > 0 and not retry{begun}:\n    field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)\n    evals += 1"
-
-
-def _first_step(method: Method, at: WorkLayout, d: int, k: int) -> str:
-    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169; emitted as a call of a helper."""
-    if not method.errors:
-        return ""
-    return (
-        f"elif span != 0.0 and code == 0:\n"
-        f"    h = sign * first_step(t, abs(span), sign, rtol, atol, {1.0 / k!r}, {d}, "
-        f"w, {at.y}, {at.y_new}, {at.k}, {at.ys}, {at.scratch}, p, o)\n"
-        f"    evals += 1"
-    )
 
 
 def _error_norm(method: Method, at: WorkLayout, d: int) -> str:

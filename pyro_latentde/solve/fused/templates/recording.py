@@ -20,7 +20,7 @@ def by_kind(method: Method, source: Callable[[Method], str]) -> str:
 
 def record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: int) -> str:
     """Implicit steps are not computed twice: their stages are stored, and how the step was taken."""
-    if method.kind == "explicit":
+    if not method.uses_newton:
         return ""
     end = stages * d
     rest = (
@@ -37,7 +37,7 @@ def record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: i
 
 def zero_stages(method: Method, at: WorkLayout, d: int) -> str:
     """All stages of a step of size 0 are its first one."""
-    if method.kind == "explicit":
+    if not method.uses_newton:
         return ""
     return f"""for s in range({at.stages}):
     for i in range({d}):

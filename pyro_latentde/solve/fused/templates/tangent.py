@@ -12,6 +12,7 @@ from pyro_latentde.solve.fused.templates.parts import (
     stage_rows,
 )
 from pyro_latentde.solve.fused.templates.stops import at_stop_tangent, bounds, start_of_tangent
+from pyro_latentde.solve.fused.templates.symplectic import hermite_tangent, symplectic_tangent_step
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.stops import Stops
 
@@ -23,6 +24,8 @@ def tangent_source(method: Method, d: int, leaves: int, stops: Stops | None = No
     at = WorkLayout(method, d, stops, leaves)
     k_dot = at.k_bar
     stages, end = _stages(method, at, d), f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
+    if method.kind == "symplectic":
+        end = f"w[{at.y_dot} + i] = w[{at.bar} + i]"
     if method.stiff is not None:
         other = f"w[{at.y_dot} + i] += h * ({combine(method.stiff.b, str(k_dot), d)})"
         end = _by_kind(at, end, other)
@@ -31,7 +34,7 @@ def tangent_source(method: Method, d: int, leaves: int, stops: Stops | None = No
         setup = start_of_tangent(at)
         if at.stops.after:
             within = "sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not mark > 0.0)"
-    if method.kind != "explicit":
+    if method.uses_newton:
         end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
@@ -86,6 +89,8 @@ def _stages(method: Method, at: WorkLayout, d: int) -> str:
     """Stages of a step and their tangents."""
     if method.kind == "implicit":
         return implicit_tangent_step(method, at, d)
+    if method.kind == "symplectic":
+        return symplectic_tangent_step(method, at, d)
     parts = []
     for s, (c, a) in enumerate(stage_rows(method)):
         parts.append(
@@ -103,6 +108,8 @@ def _stages(method: Method, at: WorkLayout, d: int) -> str:
 
 def _output(method: Method, at: WorkLayout, d: int) -> str:
     """The tangent of an output inside a step."""
+    if method.kind == "symplectic":
+        return hermite_tangent(at, d)
     weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
     inside = f"""{weights}
 for i in range({d}):
