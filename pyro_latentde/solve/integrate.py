@@ -109,7 +109,6 @@ def odesolve(
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
-    settings.check_stops(first.stops)
     engine_name, reason = choose_engine(first, engine, gradient)
     if settings.method in SYMPLECTIC:
         require_separable(first, settings.method)
@@ -121,15 +120,9 @@ def odesolve(
     if len(batch) != 1:  # else rows are laid out as the user's batch already
         ys, report = ys.reshape(*batch, *ys.shape[1:]), report.reshape(*batch, 5)
 
-    def again(t: Tensor) -> Any:
-        return _at(t, f, y0, params, first, settings, engine_name, event_dims, given)
-
     def steps() -> Tensor:
         found = _accepted(problems, engine_name, settings)
         return found.reshape(*batch, *found.shape[1:])
-
-    def decay(row: int) -> float:
-        return fastest_decay(first, ys.detach().reshape(first.rows, *ys.shape[-2:]), row)
 
     return Solution(
         ys=state.unflatten(ys),
@@ -142,10 +135,10 @@ def odesolve(
         reason=reason,
         shape_of_state=state,
         _report=report,
-        _again=again,
+        _again=lambda t: _at(t, f, y0, params, first, settings, engine_name, event_dims, given),
         _steps=steps,
         _start=first.tensors[2].detach(),
-        _decay=decay,
+        _decay=lambda row: fastest_decay(first, ys.detach().reshape(first.rows, *ys.shape[-2:]), row),
     )
 
 

@@ -16,7 +16,6 @@ from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.solution import Solution
-from pyro_latentde.solve.stops import Stops
 
 __all__ = ["SolveSettings"]
 
@@ -82,18 +81,6 @@ class SolveSettings:
 
         sensitivity = "forward" if self.gradient == "forward" else "adjoint"
         return Settings(float(self.rtol), float(self.atol), self.max_steps, self.step_size, sensitivity, keep, checked)
-
-    def check_stops(self, stops: Stops | None) -> None:
-        """Symplectic methods keep the energy of one smooth motion.
-
-        Raises:
-            SolveError: For such a method where steps must end at doses, jumps or knots.
-        """
-        if stops is not None and get_method(self.method).kind == "symplectic":
-            raise SolveError(
-                f"method {self.method!r} takes equal steps through one smooth motion, and no doses, jumps or inputs "
-                "with knots; expected another method, for example tsit5."
-            )
 
     def replay_steps(self, problem: Problem) -> Tensor | None:
         """The steps to take again, ``(rows, N)``; where methods alternate ``(rows, N, 2)`` with how each was taken."""
