@@ -13,7 +13,7 @@ from pyro_latentde.solve.fused.scalar_ops import OPS
 from pyro_latentde.solve.fused.templates.parts import WorkLayout
 from pyro_latentde.solve.fused.templates.stops import constant_input, constant_inputs_reverse, field_time
 
-__all__ = ["FieldSource", "field_source"]
+__all__ = ["FieldSource", "field_source", "literal"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Body:
 
     def _define(self, node: Node) -> str:
         if node.op == "const":
-            return _literal(node)
+            return literal(node)
         name = f"v{node.number}"
         if node.op == "matvec":
             return self._matvec(node)
@@ -129,7 +129,7 @@ class _Body:
 _TANGENT = 1 << 20  # parameters from this number on are tangents of parameters
 
 
-def _literal(node: Node) -> str:
+def literal(node: Node) -> str:
     value = node.args[0]
     if node.kind == "f" and value != value:
         return "np.nan"
