@@ -117,7 +117,7 @@ def solve_at_site(
         keywords["events"] = events
     with held_weights(f) as field:
         solution = odesolve(field, y0, times, params, t0=t0, **keywords)
-        shown(name, solution, (field, y0, times, params, t0, event_dims, events))
+        shown(name, solution, (field, y0, times, params, t0, event_dims, None, events))
         extra = requested_times(name)
         if extra is not None:
             start = solution.times[..., 0] if t0 is None else t0

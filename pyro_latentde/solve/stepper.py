@@ -8,12 +8,15 @@ from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.adaptive import solve_adaptive
+from pyro_latentde.solve.adaptive_stops import solve_stopping
 from pyro_latentde.solve.event_course import ended_rows
+from pyro_latentde.solve.event_replay import along_events, settled_steps
 from pyro_latentde.solve.event_rows import RowEvent
 from pyro_latentde.solve.event_watch import RowEvents
 from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.replay import along_events, follow, plan_outputs, replay_rows, settled_steps
+from pyro_latentde.solve.replay import follow, plan_outputs, replay_rows
 from pyro_latentde.solve.row_solution import MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
+from pyro_latentde.solve.row_stops import RowStops
 
 __all__ = ["RowSolution", "replay_rows", "solve_rows"]
 
@@ -31,6 +34,7 @@ def solve_rows(
     max_steps: int,
     step_size: float | None = None,
     steps: Tensor | None = None,
+    stops: RowStops | None = None,
     events: list[RowEvent] | None = None,
 ) -> RowSolution:
     """Solve every row by itself; no gradient.
@@ -48,6 +52,7 @@ def solve_rows(
         step_size: Equal steps of at most this size instead of error control, in the unit of time.
         steps: Take exactly these signed steps, zeros at the right, ``(R, N)``; as in ``RowSolution``. A step that ends
             in an event gets the size with which it does.
+        stops: Where steps must end.
         events: What happens on the way.
 
     Returns:
@@ -68,17 +73,20 @@ def solve_rows(
         ([0.606531, 0.367879], [0, 0])
     """
     if steps is not None:
-        return _solve_given(f, y0, times, t0, steps, None, method, None, events)
+        return _solve_given(f, y0, times, t0, steps, None, method, None, stops, events)
     if step_size is not None and events:
         return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, step_size, events)
     if step_size is not None:
-        steps, offsets, cut = _equal_steps(times, t0, step_size, max_steps)
-        return _solve_given(f, y0, times, t0, steps, offsets, method, cut)
+        equal = _equal_steps if stops is None else stops.equal_steps
+        steps, offsets, cut = equal(times, t0, step_size, max_steps)
+        return _solve_given(f, y0, times, t0, steps, offsets, method, cut, stops)
     if not method.adaptive:
         raise SolveError(
             f"method {method.name!r} does not estimate its error: expected step_size=, got none. "
             "Give step_size, or choose tsit5, dopri5, dopri8, bosh3 or heun."
         )
+    if stops is not None:
+        return solve_stopping(f, y0, times, t0, method, rtol, atol, max_steps, stops)
     return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, None, events)
 
 
@@ -106,13 +114,14 @@ def _solve_given(
     offsets: Tensor | None,
     method: Method,
     cut: Tensor | None = None,
+    stops: RowStops | None = None,
     events: list[RowEvent] | None = None,
 ) -> RowSolution:
     """Known steps; a row whose state or slope stops being finite fails there."""
     if events:
         steps = settled_steps(f, y0, t0, steps, method, events)
     ended = ended_rows(events, steps) if events else None
-    plan = plan_outputs(times, t0, steps, offsets, ended)
+    plan = plan_outputs(times, t0, steps if ended is None else steps[..., :2], offsets, stops, ended)
     last_good, failed = plan.count.clone(), torch.zeros_like(plan.count, dtype=torch.bool)
 
     def check(n: int, rows: Tensor, y: Tensor, slope: Tensor) -> None:
@@ -131,8 +140,8 @@ def _solve_given(
         ys, course = along_events(f, y0, times, t0, steps, method, events, check)
         found = RowEvents(course.times, course.which, course.states)
     else:
-        ys = follow(f, y0, times, t0, plan, method, check)
-    at_start = times == t0[:, None]
+        ys = follow(f, y0, times, t0, plan, method, check, stops)
+    at_start = (times == t0[:, None]) & plan.unchanged(stops)
     reached = plan.step < last_good[:, None]
     if events:
         reached |= ended[:, None] & (last_good == plan.count)[:, None]

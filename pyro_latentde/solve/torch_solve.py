@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import DataError
+from pyro_latentde.solve.event_replay import replay_events
 from pyro_latentde.solve.event_rows import MakeEvents
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
+from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, tie_to
 from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.stops import Stops
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
 __all__ = ["TorchSolve", "per_row", "replay_function", "require_sorted", "solve_outputs"]
@@ -66,6 +69,7 @@ def replay_function(
     method: Method,
     count: int,
     along: Callable[..., Tensor] = replay_rows,
+    stops: Stops | None = None,
     make_events: MakeEvents | None = None,
     room: int = 0,
 ) -> TorchRows:
@@ -78,17 +82,21 @@ def replay_function(
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
         along: Takes the steps again, as :func:`replay_rows` does.
+        stops: What happens at the stops, whose tensors are the last of these inputs.
         make_events: As ``make_field``, to the events.
         room: E, most events of a row.
     """
+    last = count - (0 if stops is None else len(stops.names))
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
         y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
-        f = make_field(tensors[3:count], shared[3:count])
+        f = make_field(tensors[3:last], shared[3:last])
+        moments = RowStops.of(stops, per_row(rows, shared[last:count], tensors[last:count]), times, t0)
+        further = () if moments is None else (moments,)
         events = None if make_events is None else make_events(tensors[3:count], shared[3:count])
-        further = () if events is None else (events,)
-        out = along(f, y0, times, t0, h.to(y0), method, *further)
+        take_again = along if events is None else replay_events
+        out = take_again(f, y0, times, t0, h.to(y0), method, *(further if events is None else (events,)))
         good = (status == 0).to(y0.device)
         return [_where_good(good, x) for x in ((out,) if events is None else out)]
 
@@ -121,11 +129,12 @@ class TorchSolve(RowFunction):
         max_steps: int,
         step_size: float | None,
         replay: Tensor | None,
+        stops: Stops | None = None,
         events: MakeEvents | None = None,
         room: int = 0,
     ) -> None:
         super().__init__()
-        self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.make_field, self.leaves, self.method, self.stops = make_field, leaves, method, stops
         self.make_events, self.room = events, room
         if events is not None:
             self.differentiable, self.follows = (0, 2, 3), (None,) * 5
@@ -134,9 +143,11 @@ class TorchSolve(RowFunction):
 
     def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
         y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
-        f = self.make_field(tensors[3:], shared[3:])
+        last = len(tensors) - (0 if self.stops is None else len(self.stops.names))
+        f = self.make_field(tensors[3:last], shared[3:last])
+        stops = RowStops.of(self.stops, per_row(rows, shared[last:], tensors[last:]), times, t0)
         events = None if self.make_events is None else self.make_events(tensors[3:], shared[3:])
-        return solve_rows(f, y0, times, t0, self.method, **self.control, events=events)
+        return solve_rows(f, y0, times, t0, self.method, **self.control, stops=stops, events=events)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         if self.control["steps"] is None:
@@ -162,10 +173,8 @@ class TorchSolve(RowFunction):
         return steps.h, steps.status
 
     def replayed(self) -> TorchRows:
-        n = 3 + self.leaves
-        return replay_function(
-            self.make_field, self._find, self.method, n, make_events=self.make_events, room=self.room
-        )
+        further = {"make_events": self.make_events, "room": self.room, "stops": self.stops}
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, **further)
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())

@@ -186,7 +186,8 @@ class CpuKernel(Kernel):
             return Record(ys, report, None, found)
         if a.rows:
             self.expect(taken, spans)
-        steps = Steps(blocks, spans, report[0], width, self.method.kind, a, self.events is not None)
+        marked = self.stops is not None or self.events is not None
+        steps = Steps(blocks, spans, report[0], width, self.method.kind, marked, a)
         return Record(ys, report, steps, found)
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray, *found: np.ndarray) -> Bars:

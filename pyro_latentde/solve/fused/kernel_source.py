@@ -13,6 +13,7 @@ from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.event_graph import KernelEvents
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = ["Kernel"]
 
@@ -25,7 +26,7 @@ _TEMPLATES: dict[str, Callable[..., str]] = {
 
 @dataclass
 class Kernel:
-    """A field by its ``graph`` and the nodes of dy_i/dt, the number of its parameters, and a method.
+    """A field by its ``graph`` and the nodes of dy_i/dt, the number of its parameters, a method, and where steps end.
 
     What a device adds to it are ``forward``, ``adjoint`` and ``tangent``: ``cpu.py`` and ``cuda.py``.
     """
@@ -34,6 +35,7 @@ class Kernel:
     outputs: list[Node]
     leaves: int
     method: Method
+    stops: Stops | None = field(default=None, kw_only=True)
     events: KernelEvents | None = field(default=None, kw_only=True)
 
     @property
@@ -53,7 +55,7 @@ class Kernel:
     @property
     def width(self) -> int:
         """Numbers that are stored for each accepted step."""
-        return templates.record_width(self.method, self.states, self.traits)
+        return templates.record_width(self.method, self.states, self.stops, self.traits)
 
     def source(self, kind: str) -> tuple[str, int]:
         """Source with a function named ``kind``, ``"forward"``, ``"adjoint"`` or ``"tangent"``.
@@ -62,12 +64,15 @@ class Kernel:
             The source, and the entries of the work array that it needs.
         """
         implicit, halves = self.method.uses_newton, self.method.kind == "symplectic"
+        at = templates.WorkLayout(self.method, self.states, self.stops, self.leaves, self.traits)
         with self.graph.lock:
-            fields = field_source(self.graph, self.outputs, kind, implicit, halves, self.events)
+            fields = field_source(self.graph, self.outputs, at, kind, implicit, halves, self.events)
         helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
         if implicit:
-            helpers.append(templates.newton_source(self.method, self.states, self.traits))
+            helpers.append(templates.newton_source(self.method, self.states, self.stops, self.leaves, self.traits))
+        if self.stops is not None:
+            helpers.append(templates.pass_stop_source(at))
         if self.events is not None and kind == "forward":
             helpers.append(templates.event_functions(self.method, self.states, self.traits))
-        source = "\n".join([*helpers, _TEMPLATES[kind](self.method, self.states, self.leaves, self.traits)])
-        return source, templates.work_size(self.method, self.states, fields.scratch, self.traits)
+        source = _TEMPLATES[kind](self.method, self.states, self.leaves, self.stops, self.traits)
+        return "\n".join([*helpers, source]), at.scratch + fields.scratch

@@ -171,7 +171,8 @@ class FusedSolve(RowFunction):
 
         kernel = self.kernel
         events = None if kernel.events is None else graph_events(kernel.graph, kernel.events)
-        return replay_function(field, sizes, kernel.method, 3 + kernel.leaves, make_events=events, room=self.room)
+        further = {"make_events": events, "room": self.room, "stops": kernel.stops}
+        return replay_function(field, sizes, kernel.method, 3 + kernel.leaves, **further)
 
     def make_vjp(self) -> RowFunction:
         return FusedVJP(self)

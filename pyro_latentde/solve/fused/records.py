@@ -16,8 +16,8 @@ class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
     A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps (of ``kind``)
-    also its stages, and last how it was taken (0 explicit, else implicit); ``eventful``: the event that it ends in too.
-    ``inputs`` are those of the solve.
+    also its stages, and last how it was taken (0 explicit, else implicit); ``stopping``: the stop (or
+    event) at which it ended too. ``inputs`` are those of the solve.
     """
 
     blocks: list[tuple[int, int, np.ndarray]]
@@ -25,8 +25,8 @@ class Steps:
     status: np.ndarray
     width: int
     kind: str
+    stopping: bool
     inputs: "Arrays"
-    eventful: bool = False
 
     @property
     def rows(self) -> int:
@@ -41,12 +41,12 @@ class Steps:
         return self._column(1)
 
     def plan(self) -> np.ndarray:
-        """The steps as they are taken again: sizes; where methods alternate or events happen, see ``RowSolution``."""
-        if self.kind != "switching" and not self.eventful:
+        """The steps as they are taken again: sizes; where methods alternate or steps end at stops, see RowSolution."""
+        if self.kind != "switching" and not self.stopping:
             return self._column(1)
         columns = [self._column(1)]
         columns.append(np.zeros_like(columns[0]) if self.kind == "explicit" else self._column(self.width - 1))
-        if self.eventful:
+        if self.stopping:
             columns.append(self._column(self.width - (1 if self.kind == "explicit" else 2)))
         return np.stack(columns, -1)
 

@@ -25,6 +25,7 @@ from pyro_latentde.solve.fused.templates.lanes_forward import lanes_forward_sour
 from pyro_latentde.solve.fused.templates.lanes_parts import LaneLayout
 from pyro_latentde.solve.fused.templates.newton import newton_source
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, record_width, work_size
+from pyro_latentde.solve.fused.templates.stops import pass_stop_source
 from pyro_latentde.solve.fused.templates.tangent import tangent_source
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "lanes_adjoint_source",
     "lanes_forward_source",
     "newton_source",
+    "pass_stop_source",
     "record_width",
     "tangent_source",
     "work_size",

@@ -27,7 +27,7 @@ def event_slots(at: WorkLayout) -> str:
 
 def event_functions(method: Method, d: int, events: Sequence[EventTraits]) -> str:
     """``take_step``, ``sample``, ``event_root``, ``crossing``, ``land`` and ``event_sides``."""
-    at = WorkLayout(method, d, events)
+    at = WorkLayout(method, d, None, 0, events)
     return "\n".join(
         [
             _take_step(method, at, d),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pyro_latentde.solve.events import EventTraits
 from pyro_latentde.solve.fused.templates.parts import WorkLayout
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = ["newton_source"]
 
@@ -22,11 +23,13 @@ MOST = 8  # iterations; a chord that needs more is worth a new Jacobian or a sma
 MOST_EXACT = 20  # where every iteration has a Jacobian of its own
 
 
-def newton_source(method: Method, d: int, events: Sequence[EventTraits] = ()) -> str:
+def newton_source(
+    method: Method, d: int, stops: Stops | None = None, leaves: int = 0, events: Sequence[EventTraits] = ()
+) -> str:
     """``lu_factor``, ``lu_solve``, ``lu_solve_transposed``, ``newton_matrix`` and ``newton``, where they are needed."""
     if not method.uses_newton:
         return ""
-    at = WorkLayout(method, d, events)
+    at = WorkLayout(method, d, stops, leaves, events)
     return _LU.replace("DIM", str(d)) + _newton(at, d)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pyro_latentde.solve.event_watch import capacity
 from pyro_latentde.solve.events import EventTraits
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = [
     "WorkLayout",
@@ -13,6 +14,7 @@ __all__ = [
     "combine",
     "for_event",
     "indent",
+    "lines",
     "interpolant",
     "lines",
     "record_width",
@@ -27,7 +29,7 @@ def indent(text: str, levels: int) -> str:
 
 
 def lines(text: str, levels: int) -> str:
-    """Whole lines at a level, or nothing: where there is nothing, a kernel's source is as without."""
+    """Text in lines of its own; none where it is empty."""
     return "    " * levels + indent(text, levels) + "\n" if text else ""
 
 
@@ -64,7 +66,9 @@ def for_event(which: str, source: dict[int, str]) -> str:
 class WorkLayout:
     """Where things lie in the work array, for D states and all stages of a method."""
 
-    def __init__(self, method: Method, d: int, events: Sequence[EventTraits] = ()) -> None:
+    def __init__(
+        self, method: Method, d: int, stops: Stops | None = None, leaves: int = 0, events: Sequence[EventTraits] = ()
+    ) -> None:
         self.events, self.room, self.states = tuple(events), capacity(events), d
         self.stages = len(method.c) + len(method.dense_c)
         self.y, self.y_new, self.lam, self.bar, self.y_dot = (i * d for i in range(5))
@@ -83,6 +87,10 @@ class WorkLayout:
             self.width += self.stages * d + 1  # the stages too, and how the step was taken
         if method.kind == "switching":
             self.plan = 2  # h, and how it was taken
+        self.stops = stops
+        if stops is not None:
+            end = self._place_stops(stops, leaves, end)
+            self.mark = self.width - (1 if method.kind == "explicit" else 2)
         if events:
             self.plan = 3  # and the event that it ends in, counted from 1
             end = self._place_events(end, d, len(events))
@@ -100,15 +108,25 @@ class WorkLayout:
         self.fired, self.left = end, end + 1
         return end + 2
 
+    def _place_stops(self, stops: Stops, leaves: int, end: int) -> int:
+        """The last leaves are those of the stops; bounds of the time, constant inputs and their (co)tangents."""
+        self.stop_leaf = leaves - len(stops.names)
+        self.dose_leaf, self.rate_leaf = self.stop_leaf + 1, leaves - 1
+        self.low, self.high, self.rate = end, end + 1, end + 2
+        self.rate_turn = self.rate + len(stops.infused)
+        self.width += 1
+        self.plan = 3  # h, how it was taken, and where it ended
+        return self.rate_turn + len(stops.infused)
 
-def record_width(method: Method, d: int, events: Sequence[EventTraits] = ()) -> int:
+
+def record_width(method: Method, d: int, stops: Stops | None = None, events: Sequence[EventTraits] = ()) -> int:
     """Numbers that are stored for each accepted step."""
-    return WorkLayout(method, d, events).width
+    return WorkLayout(method, d, stops, 0, events).width
 
 
-def work_size(method: Method, d: int, scratch: int, events: Sequence[EventTraits] = ()) -> int:
+def work_size(method: Method, d: int, scratch: int, stops: Stops | None = None) -> int:
     """Entries of the work array one thread needs."""
-    return WorkLayout(method, d, events).scratch + scratch
+    return WorkLayout(method, d, stops).scratch + scratch
 
 
 def stage_rows(method: Method) -> list[tuple[float, tuple[float, ...]]]:
