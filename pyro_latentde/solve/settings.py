@@ -98,7 +98,7 @@ class SolveSettings:
                 "Every row takes its own steps: solve both with the same batch."
             )
         stops, alternates = problem.stops is not None, get_method(self.method).stiff is not None
-        expected = (1 + lags,) if lags else (3,) if stops else (2,) if alternates else ()
+        expected = (1 + lags,) if lags else (3,) if stops or problem.events else (2,) if alternates else ()
         if steps.shape[len(batch) + 1 :] != expected:
             kind = f"a delay equation with {lags} lag(s)" if lags else f"an equation without lags by {self.method!r}"
             jumps = "and with doses, jumps or inputs with knots" if stops else "and without doses, jumps or knots"

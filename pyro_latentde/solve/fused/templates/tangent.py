@@ -46,8 +46,7 @@ def tangent_source(
             other += f" + h_dot * ({combine(method.stiff.b, str(at.k), d)})"
             moved = _by_kind(at, moved, event_tangent(method.stiff, at, d))
         end = _by_kind(at, end, other)
-    if only:
-        moved += f"\n{_end_of_terminal(at)}"
+    moved += _end_of_terminal(at)
     within, setup = "sign * ts[tt + j] <= sign * t_new", ""
     if at.stops is not None:
         setup = start_of_tangent(at)
@@ -143,7 +142,8 @@ for i in range({d}):
 
 def _end_of_terminal(at: WorkLayout) -> str:
     """The last step of a row may end before the last output."""
-    return f"if n + 1 == end{not_ended(at).replace('and not', 'and')}:\n    t_new = t + h"
+    only = not_ended(at).replace("and not", "and")
+    return f"\nif n + 1 == end{only}:\n    t_new = t + h" if only else ""
 
 
 def _by_kind(at: WorkLayout, explicit: str, implicit: str) -> str:
