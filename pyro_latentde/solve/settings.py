@@ -94,6 +94,13 @@ class SolveSettings:
                 f"{tuple(problem.batch)}. "
                 "Every row takes its own steps: solve both with the same batch."
             )
+        width = 3 if problem.stops is not None else 2 if get_method(self.method).stiff is not None else 1
+        given = steps.shape[-1] if steps.ndim > len(batch) + 1 else 1
+        if given != width:
+            raise SolveError(
+                "replay= is a solution of another kind: both must have doses, jumps or inputs with knots or none, "
+                f"and methods of one kind; its steps have {given} numbers each, expected {width}."
+            )
         return steps.reshape(problem.rows, *steps.shape[len(batch) :])
 
 
