@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, UNDERFLOW, RowSolution
-from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.runge_kutta import accepts_rows, dense_stages, interpolate, restrict
 from pyro_latentde.solve.trial import rms, switches, take_trial
 
@@ -37,10 +36,9 @@ def solve_adaptive(
     rtol: float,
     atol: float,
     max_steps: int,
-    stops: RowStops | None = None,
 ) -> RowSolution:
     """Solve every row with its own step sizes (arguments as ``solve_rows``)."""
-    return (_Adaptive if stops is None else _Stopping)(f, y0, times, t0, method, rtol, atol, max_steps, stops).run()
+    return _Adaptive(f, y0, times, t0, method, rtol, atol, max_steps).run()
 
 
 @dataclass
@@ -62,7 +60,6 @@ class _Rows:
     cursor: Tensor
     times: Tensor
     direction: Tensor
-    stop: Tensor
 
     def take(self, keep: Tensor) -> "_Rows":
         return _Rows(*(getattr(self, field.name)[keep] for field in fields(self)))
@@ -81,55 +78,39 @@ class _Adaptive:
         rtol: float,
         atol: float,
         max_steps: int,
-        stops: RowStops | None,
     ) -> None:
         self.f, self.method, self.rtol, self.atol, self.max_steps = f, method, rtol, atol, max_steps
-        self.stops, self.n_rows, self.subsets = stops, len(y0), accepts_rows(f)
-        self.whole_field = restrict(f, torch.arange(self.n_rows), self.n_rows)
+        self.n_rows, self.subsets = len(y0), accepts_rows(f)
+        self.field = restrict(f, torch.arange(self.n_rows), self.n_rows)
         self.status, self.accepted, self.refused, self.evals = (
             torch.zeros(self.n_rows, dtype=torch.int64, device=y0.device) for _ in range(4)
         )
-        self.steps = times.new_zeros(self.n_rows, 64, 3)
-        self.rows = self._at_start(y0, times, t0)
+        self.trials, self.steps = 0, times.new_zeros(self.n_rows, 64, 2)
         at_start = times == t0[:, None]
-        self.ys = torch.where(at_start[..., None], self._known(y0)[:, None], torch.nan)
-        self._begin(at_start)
-
-    @property
-    def field(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The field on the rows being integrated."""
-        return self.whole_field
+        self.ys = torch.where(at_start[..., None], y0[:, None], torch.nan)
+        self.rows = self._first_rows(y0, times, t0, at_start)
 
     def run(self) -> RowSolution:
         while (trial := self._next_trial()) is not None:
             self._attempt(*trial)
         longest = int(self.accepted.max()) if self.n_rows else 0
-        columns = 0 if self.method.stiff is None else slice(2)
-        steps = self.steps[:, :longest, columns if self.stops is None else slice(3)].contiguous()
+        steps = self.steps[:, :longest] if self.method.stiff is not None else self.steps[:, :longest, 0]
+        steps = steps.contiguous()
         return RowSolution(self.ys, self.status, self.accepted, self.refused, self.evals, steps)
 
-    def _at_start(self, y0: Tensor, times: Tensor, t0: Tensor) -> _Rows:
-        """All rows at their starts."""
-        span, row, one = times[:, -1] - t0, torch.arange(len(y0), device=y0.device), torch.ones_like(t0)
-        flag, zero = torch.zeros_like(row, dtype=torch.bool), torch.zeros_like(row)
-        direction = torch.where(span < 0, -1.0, 1.0).to(times)
-        kind = torch.full_like(t0, 2.0)  # a first stage that is f(t, y)
-        return _Rows(row, flag, t0, y0, span, y0, one, flag, flag, flag, zero, kind, zero, times, direction, zero)
-
-    def _known(self, y0: Tensor) -> Tensor:
-        """What outputs at the start are."""
-        return y0
-
-    def _begin(self, at_start: Tensor) -> None:
-        """The slope at the start, and the size of the first step."""
-        s = self.rows
-        s.k1, span, s.cursor = self.field(s.t, s.y), s.times[:, -1] - s.t, at_start.sum(1)
-        good = torch.isfinite(s.y).all(1) & torch.isfinite(s.k1).all(1)
+    def _first_rows(self, y0: Tensor, times: Tensor, t0: Tensor, at_start: Tensor) -> _Rows:
+        k1 = self.field(t0, y0)
+        good = torch.isfinite(y0).all(1) & torch.isfinite(k1).all(1)
         self.status[~good] = NON_FINITE
-        s.live = good & (span != 0)
-        self.evals += 1 + s.live
-        if bool(s.live.any()):
-            s.h = s.direction * self._first_step(s.t, s.y, s.k1, span, s.direction)
+        span = times[:, -1] - t0
+        live = good & (span != 0)
+        self.evals += 1 + live
+        flag = torch.zeros_like(live)
+        direction = torch.where(span < 0, -1.0, 1.0).to(times)
+        h = direction * self._first_step(t0, y0, k1, span, direction) if bool(live.any()) else span
+        row, one = torch.arange(len(y0), device=y0.device), torch.ones_like(t0)
+        zero, kind = torch.zeros_like(row), torch.full_like(t0, 2.0)  # a first stage that is f(t, y)
+        return _Rows(row, live, t0, y0, h, k1, one, flag, flag, flag, zero, kind, at_start.sum(1), times, direction)
 
     def _first_step(self, t0: Tensor, y0: Tensor, k1: Tensor, span: Tensor, direction: Tensor) -> Tensor:
         """Size of the first step (Hairer, Norsett, Wanner I, II.4, as in SciPy's ``select_initial_step``)."""
@@ -146,15 +127,11 @@ class _Adaptive:
         sound = torch.isfinite(d0) & torch.isfinite(d1) & torch.isfinite(d2) & torch.isfinite(h)
         return torch.where(sound, h, 1e-6 * span.abs())
 
-    def _target(self) -> tuple[Tensor, Tensor]:
-        """Where the next steps of all rows have to end at the latest, and whether that is a stop."""
-        s = self.rows
-        return s.times[:, -1] if s.times.shape[1] else s.t, torch.zeros_like(s.live)
-
     def _next_trial(self) -> tuple[Tensor, Tensor] | None:
-        """End rows that may not go on; the steps to try, and whether each reaches its target."""
+        """End rows that may not go on; the steps to try and whether each reaches its row's last time."""
         s = self.rows
-        remaining = self._target()[0] - s.t
+        end = s.times[:, -1] if s.times.shape[1] else s.t
+        remaining = end - s.t
         final = s.h.abs() >= remaining.abs()
         h = torch.where(2 * s.h.abs() > remaining.abs(), remaining / 2, s.h)
         h = torch.where(final, remaining, h)
@@ -170,7 +147,7 @@ class _Adaptive:
         if self.subsets and 2 * n_live < len(s.live):
             h, final = h[s.live], final[s.live]
             self.rows = s = s.take(s.live)
-            self.whole_field = restrict(self.f, s.row, self.n_rows)
+            self.field = restrict(self.f, s.row, self.n_rows)
         return torch.where(s.live, h, 0.0), final
 
     def _attempt(self, h: Tensor, final: Tensor) -> None:
@@ -182,24 +159,29 @@ class _Adaptive:
         if method.fsal:
             finite &= torch.isfinite(k[-1]).all(1)
         accept = s.live & finite & trial.converged & (error <= 1)
-        target, stop = self._target()
-        t_new, landing = torch.where(final, target, s.t + h), final & stop
-        self._write(accept, h, t_new, y_new, k, landing)
+        t_new = torch.where(final, s.times[:, -1], s.t + h)
+        self._write(accept, h, t_new, y_new, k)
+
+        won = s.row[accept]
+        self.trials += 1
+        if self.trials > self.steps.shape[1]:
+            self.steps = torch.cat([self.steps, torch.zeros_like(self.steps)], 1)
         kind = s.kind if method.kind == "implicit" else torch.where(s.stiff, s.kind, 0.0)
-        self._record(accept, h, kind, torch.where(landing, s.stop, -s.stop))
+        self.steps[won, self.accepted[won]] = torch.stack([h, kind.to(h)], 1)[accept]
+        self.accepted[won] += 1
         self.refused[s.row[s.live & ~accept]] += 1
         self.evals[s.row[s.live]] += trial.evals[s.live]
 
         # A row that stands still keeps everything, whatever its idle stages gave.
         factor = self._factor(error, s.error, finite, accept, s.rejected)
         factor = torch.where(trial.converged, factor, 0.25)
-        s.h = torch.where(s.live, self._resized(h * factor, h, accept), s.h)
+        s.h = torch.where(s.live, h * factor, s.h)
         s.error = torch.where(accept, error.clamp(min=1e-10), s.error)
         s.rejected, s.broken = s.live & ~accept, s.live & ~finite
         change = switches(method, trial, s, h, control) & accept if method.stiff is not None else None
         s.t = torch.where(accept, t_new, s.t)
         s.y = torch.where(accept[:, None], y_new, s.y)
-        s.live = s.live & ~(accept & final & ~landing)
+        s.live = s.live & ~(accept & final)
         s.kind = torch.where(accept, 1.0, s.kind)
         if method.fsal:
             s.k1 = torch.where(accept[:, None], k[-1], s.k1)
@@ -208,22 +190,6 @@ class _Adaptive:
         elif bool((onward := accept & s.live).any()):
             self.evals[s.row[onward]] += 1
             s.k1 = torch.where(onward[:, None], self.field(s.t, s.y), s.k1)
-        self._stop(accept & landing)
-
-    def _record(self, rows: Tensor, h: Tensor, kind: Tensor, mark: Tensor) -> None:
-        """One more step of these of the rows, a mask."""
-        won = self.rows.row[rows]
-        if len(won) and int(self.accepted[won].max()) >= self.steps.shape[1]:
-            self.steps = torch.cat([self.steps, torch.zeros_like(self.steps)], 1)
-        self.steps[won, self.accepted[won]] = torch.stack([h, kind.to(h), mark.to(h)], 1)[rows]
-        self.accepted[won] += 1
-
-    def _resized(self, chosen: Tensor, h: Tensor, accept: Tensor) -> Tensor:
-        """The next steps, chosen by the errors of the last ones, h."""
-        return chosen
-
-    def _stop(self, landed: Tensor) -> None:
-        """What happens to the rows that reached a stop."""
 
     def _begin_anew(self, change: Tensor) -> None:
         """Rows that switch take the slope at their state, and count again."""
@@ -241,12 +207,11 @@ class _Adaptive:
         shrink = torch.where(finite, (0.9 * error ** (-1 / k)).clamp(min=0.2), 0.2)
         return torch.where(accept, grow, shrink)
 
-    def _write(self, accept: Tensor, h: Tensor, t_new: Tensor, y_new: Tensor, k: list[Tensor], landing: Tensor) -> None:
+    def _write(self, accept: Tensor, h: Tensor, t_new: Tensor, y_new: Tensor, k: list[Tensor]) -> None:
         """Write the outputs that lie in the accepted steps."""
         s, method = self.rows, self.method
         toward = s.direction[:, None]
         reach = torch.searchsorted(toward * s.times, toward * t_new[:, None], right=True)[:, 0]
-        reach = self._before_stop(reach, t_new, landing)
         reach = torch.where(accept, torch.maximum(reach, s.cursor), s.cursor)
         if bool((reach > s.cursor).any()):
             index = torch.arange(s.times.shape[1], device=reach.device)
@@ -260,68 +225,3 @@ class _Adaptive:
             value = torch.where(ends[:, None], y_new[at], interpolate(method, theta, s.y, h, k, at, stiff))
             self.ys[s.row[at], j] = value
         s.cursor = reach
-
-    def _before_stop(self, reach: Tensor, t_new: Tensor, landing: Tensor) -> Tensor:
-        """How many outputs are reached by the steps that end at t_new; those at a stop may come after it."""
-        return reach
-
-
-class _Stopping(_Adaptive):
-    """The same with steps that end at stops."""
-
-    @property
-    def field(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return self.stops.between(self.whole_field, self.rows.row, self.rows.stop)
-
-    def _at_start(self, y0: Tensor, times: Tensor, t0: Tensor) -> _Rows:
-        self.rows = s = super()._at_start(y0, times, t0)
-        s.stop = self.stops.first(t0)
-        while bool((there := self.stops.time(s.row, s.stop) == s.t).any()):
-            self._record(there, torch.zeros_like(s.t), s.kind, s.stop)
-            self._pass(there)
-        return s
-
-    def _known(self, y0: Tensor) -> Tensor:
-        return self.rows.y if self.stops.stops.after else y0
-
-    def _target(self) -> tuple[Tensor, Tensor]:
-        s, (end, _) = self.rows, super()._target()
-        stop = self.stops.time(s.row, s.stop)
-        left = s.direction * (end - stop)
-        near = left >= 0 if self.stops.stops.after else left > 0
-        return torch.where(near, stop, end), near
-
-    def _resized(self, chosen: Tensor, h: Tensor, accept: Tensor) -> Tensor:
-        """A step that was cut short says nothing against the size that was meant."""
-        meant = self.rows.h
-        shortened = accept & (h.abs() < meant.abs()) & (chosen.abs() < meant.abs())
-        return torch.where(shortened, meant, chosen)
-
-    def _pass(self, landed: Tensor) -> None:
-        s = self.rows
-        s.y = torch.where(landed[:, None], self.stops.dose(s.y, s.row, s.stop), s.y)
-        s.stop = torch.where(landed, s.stop + self.stops.ahead[s.row], s.stop)
-
-    def _stop(self, landed: Tensor) -> None:
-        """Let it happen, and others at the same time; the next step begins with a slope of its own."""
-        s, at = self.rows, landed
-        while bool(at.any()):
-            self._pass(at)
-            s.k1 = torch.where(at[:, None], self.field(s.t, s.y), s.k1)
-            self.evals[s.row[at]] += 1
-            at = at & (self.stops.time(s.row, s.stop) == s.t)
-            self._record(at, torch.zeros_like(s.t), torch.full_like(s.t, 2.0), s.stop)
-        s.kind, s.error = torch.where(landed, 2.0, s.kind), torch.where(landed, 1.0, s.error)
-        over = landed & (s.t == s.times[:, -1])
-        s.live = s.live & ~over
-        at, j = (over[:, None] & (torch.arange(s.times.shape[1], device=s.t.device) >= s.cursor[:, None])).nonzero(
-            as_tuple=True
-        )
-        self.ys[s.row[at], j] = s.y[at]
-
-    def _before_stop(self, reach: Tensor, t_new: Tensor, landing: Tensor) -> Tensor:
-        if not self.stops.stops.after:
-            return reach
-        s, toward = self.rows, self.rows.direction[:, None]
-        left = torch.searchsorted((toward * s.times).contiguous(), toward * t_new[:, None])[:, 0]
-        return torch.where(landing, left, reach)

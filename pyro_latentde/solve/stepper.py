@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.adaptive import solve_adaptive
+from pyro_latentde.solve.adaptive_stops import solve_stopping
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.replay import follow, plan_outputs, replay_rows
 from pyro_latentde.solve.row_solution import MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
@@ -75,7 +76,9 @@ def solve_rows(
             f"method {method.name!r} does not estimate its error: expected step_size=, got none. "
             "Give step_size, or choose tsit5, dopri5, dopri8, bosh3 or heun."
         )
-    return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, stops)
+    if stops is not None:
+        return solve_stopping(f, y0, times, t0, method, rtol, atol, max_steps, stops)
+    return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps)
 
 
 def _equal_steps(times: Tensor, t0: Tensor, step_size: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from pyro_latentde.solve.fused.scalar_ops import OPS
 from pyro_latentde.solve.fused.templates.parts import WorkLayout
 from pyro_latentde.solve.fused.templates.stops import constant_input, constant_inputs_reverse, field_time
 
-__all__ = ["FieldSource", "field_source", "literal"]
+__all__ = ["FieldSource", "delayed_source", "field_source", "literal"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class _Part:
     end: int
 
 
-def _field(outputs: Sequence[Node], part: _Part, at: WorkLayout) -> tuple[str, _Body]:
+def _field(outputs: Sequence[Node], part: _Part, at: WorkLayout | None = None) -> tuple[str, _Body]:
     body = _Body({"t": lambda: "t", "y": _state("yo")}, field_time(at))
     body.add(outputs[part.begin : part.end])
     own = range(part.begin, part.end)
@@ -160,7 +160,7 @@ def _field(outputs: Sequence[Node], part: _Part, at: WorkLayout) -> tuple[str, _
     return body.function(head, "return 0.0"), body
 
 
-def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayout) -> tuple[str, _Body]:
+def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayout | None = None) -> tuple[str, _Body]:
     seeds = [graph.leaf("seed", i) for i in range(part.begin, part.end)]
     bars = vjp(graph, outputs[part.begin : part.end], seeds)
     body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")}, field_time(at))
@@ -192,7 +192,7 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayou
     return body.function(head, f"return {body.names[t_bar]}"), body
 
 
-def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayout) -> tuple[str, _Body]:
+def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayout | None = None) -> tuple[str, _Body]:
     def tangent(node: Node) -> Node:
         if node.op == "leaf":
             return graph.leaf("leaf", node.args[0] + _TANGENT, node.args[1])
@@ -248,6 +248,25 @@ def field_source(
     parts = [made for part in chosen for made in (_field(outputs, part, at), derivative(graph, outputs, part, at))]
     if jacobian:
         parts.append(_field_jac(graph, outputs, at))
+    return FieldSource(
+        source="\n\n".join(source for source, _ in parts),
+        scratch=max(body.scratch for _, body in parts),
+        statements=sum(len(body.lines) for _, body in parts),
+    )
+
+
+def delayed_source(graph: Graph, outputs: Sequence[Node], states: int, past: bool, tangent: bool) -> FieldSource:
+    """Write out a field that sees lagged states behind its own, each function with one derivative.
+
+    Args:
+        outputs: The nodes of dy_i/dt, then those of the history at t.
+        states: How many of each.
+        past: Write out ``past``, the history, too.
+        tangent: Forward mode instead of reverse mode.
+    """
+    derivative = _field_jvp if tangent else _field_vjp
+    chosen = [_Part("field", 0, states)] + ([_Part("past", states, 2 * states)] if past else [])
+    parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),

@@ -130,7 +130,7 @@ class FusedSolve(RowFunction):
         return outputs
 
     def _run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> list[Tensor]:
-        a = _arrays(rows, shared, tensors)
+        a = self.inputs(rows, shared, tensors)
         if not self.settings.checked:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
         record = self.record(a, token)
@@ -162,7 +162,7 @@ class FusedSolve(RowFunction):
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
             return torch.as_tensor(steps.plan()), torch.as_tensor(steps.status)
 
-        return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves, self.kernel.stops)
+        return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves, stops=self.kernel.stops)
 
     def make_vjp(self) -> RowFunction:
         return FusedVJP(self)

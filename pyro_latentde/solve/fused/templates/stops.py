@@ -70,21 +70,21 @@ def pass_stop(m: int, ahead: int, y: int, w: Floats, p: Floats, o: Ints) -> int:
     )
 
 
-def field_time(at: WorkLayout) -> list[str]:
+def field_time(at: WorkLayout | None) -> list[str]:
     """What a field and its derivatives do first: look at the time between the stops."""
-    return [] if at.stops is None else [f"t = min(max(t, w[{at.low}]), w[{at.high}])"]
+    return [] if at is None or at.stops is None else [f"t = min(max(t, w[{at.low}]), w[{at.high}])"]
 
 
-def constant_input(at: WorkLayout, state: int, turn: bool = False) -> str:
+def constant_input(at: WorkLayout | None, state: int, turn: bool = False) -> str:
     """What is added to the slope of a state, or (``turn``) to its tangent."""
-    if at.stops is None or state not in at.stops.infused:
+    if at is None or at.stops is None or state not in at.stops.infused:
         return ""
     return f" + w[{(at.rate_turn if turn else at.rate) + at.stops.infused.index(state)}]"
 
 
-def constant_inputs_reverse(at: WorkLayout) -> list[str]:
+def constant_inputs_reverse(at: WorkLayout | None) -> list[str]:
     """The cotangent of a slope is that of its constant input."""
-    infused = () if at.stops is None else at.stops.infused
+    infused = () if at is None or at.stops is None else at.stops.infused
     return [f"w[{at.rate_turn + c}] += w[co + {s}]" for c, s in enumerate(infused)]
 
 
