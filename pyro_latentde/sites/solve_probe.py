@@ -19,8 +19,9 @@ _LOOK: ContextVar[Look | None] = ContextVar("lde_look", default=None)
 def watch_solves(look: Look) -> Iterator[None]:
     """Show every solve of an ``lde`` site inside to ``look(name, solution, arguments)``.
 
-    The arguments are those of :func:`.pose`: field, initial state, times, parameters, t0, event dimensions, jumps, events. It
-    is called while the weights of the field are held, so that the field may be evaluated there, and only there.
+    The arguments are those of :func:`.pose`: field, initial state, times, parameters, t0, event dimensions, jumps,
+    events. It is called while the weights of the field are held, so that the field may be evaluated there,
+    and only there.
     """
     token = _LOOK.set(look)
     try:
