@@ -16,6 +16,7 @@ from pyro_latentde.sites.steady_state_site import steady_state
 from pyro_latentde.solve.delays import ddesolve
 from pyro_latentde.solve.dose import Dose
 from pyro_latentde.solve.events import Event
+from pyro_latentde.solve.inputs import Input
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution, Status
 from pyro_latentde.solve.steady_solve import SteadyState, steady_state_solve
@@ -23,6 +24,7 @@ from pyro_latentde.solve.steady_solve import SteadyState, steady_state_solve
 __all__ = [
     "Dose",
     "Event",
+    "Input",
     "Posterior",
     "Series",
     "Solution",

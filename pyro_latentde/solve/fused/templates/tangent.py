@@ -33,27 +33,16 @@ def tangent_source(
 ) -> str:
     """Source of ``tangent``: directional derivative of the outputs along given tangents of all inputs."""
     at = WorkLayout(method, d, stops, leaves, events)
-    k_dot = at.k_bar
-    stages, end = _stages(method, at, d), f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
-    if method.kind == "symplectic":
-        end = f"w[{at.y_dot} + i] = w[{at.bar} + i]"
-    if at.events:
-        end += f" + h_dot * ({combine(method.b, str(at.k), d)})"
+    stages, end = _stages(method, at, d), _end(method, at, d)
     moved, only = event_tangent(method, at, d), not_ended(at)
-    if method.stiff is not None:
-        other = f"w[{at.y_dot} + i] += h * ({combine(method.stiff.b, str(k_dot), d)})"
-        if at.events:
-            other += f" + h_dot * ({combine(method.stiff.b, str(at.k), d)})"
-            moved = _by_kind(at, moved, event_tangent(method.stiff, at, d))
-        end = _by_kind(at, end, other)
+    if method.stiff is not None and at.events:
+        moved = _by_kind(at, moved, event_tangent(method.stiff, at, d))
     moved += _end_of_terminal(at)
     within, setup = "sign * ts[tt + j] <= sign * t_new", ""
     if at.stops is not None:
         setup = start_of_tangent(at)
         if at.stops.after:
             within = "sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not mark > 0.0)"
-    if method.uses_newton:
-        end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
             pdo: Ints, pds: Ints, status: Ints, buf: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats,
@@ -101,6 +90,24 @@ def _at_stop(method: Method, at: WorkLayout, d: int) -> str:
     if method.stiff is not None:
         passed = _by_kind(at, passed, at_stop_tangent(method.stiff, at, d))
     return f"if mark > 0.0:\n    {indent(passed, 1)}"
+
+
+def _end(method: Method, at: WorkLayout, d: int) -> str:
+    """The tangent of the state at the end of a step."""
+    k_dot = at.k_bar
+    end = f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
+    if method.kind == "symplectic":
+        end = f"w[{at.y_dot} + i] = w[{at.bar} + i]"
+    if at.events:
+        end += f" + h_dot * ({combine(method.b, str(at.k), d)})"
+    if method.stiff is not None:
+        other = f"w[{at.y_dot} + i] += h * ({combine(method.stiff.b, str(k_dot), d)})"
+        if at.events:
+            other += f" + h_dot * ({combine(method.stiff.b, str(at.k), d)})"
+        end = _by_kind(at, end, other)
+    if method.uses_newton:
+        end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
+    return end
 
 
 def _stages(method: Method, at: WorkLayout, d: int) -> str:
