@@ -8,16 +8,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from pyro_latentde.solve.fused import templates
+from pyro_latentde.solve.fused.checkpoints import Again, Blocks, Control, Keeping, tell
 from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
+from pyro_latentde.solve.fused.segments import LongRows
+from pyro_latentde.solve.memory import Allowance
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["CpuKernel", "set_pool_size"]
@@ -123,15 +126,19 @@ class CpuKernel:
     def states(self) -> int:
         return len(self.outputs)
 
-    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
+    def _source(self, kind: str, template: str) -> tuple[str, int]:
+        """All functions of a kernel, and the size of its work array."""
         with self.graph.lock:
             implicit = self.method.kind != "explicit"
             fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
         helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
         if implicit:
             helpers.append(templates.newton_source(self.method, self.states))
-        source = "\n".join([*helpers, template])
-        return load_kernel(source, kind, SMALL), templates.work_size(self.method, self.states, fields.scratch)
+        return "\n".join([*helpers, template]), templates.work_size(self.method, self.states, fields.scratch)
+
+    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
+        source, size = self._source(kind, template)
+        return load_kernel(source, kind, SMALL), size
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
@@ -145,6 +152,37 @@ class CpuKernel:
     def _tangent(self) -> tuple[Callable, int]:
         return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves))
 
+    @cached_property
+    def long_rows(self) -> LongRows:
+        """Both kernels, made to stop in the middle of a row."""
+        forward = self._source("forward", templates.forward_source(self.method, self.states, self.leaves))
+        adjoint = self._source("adjoint", templates.adjoint_source(self.method, self.states, self.leaves))
+        carried = templates.WorkLayout(self.method, self.states).scratch
+        width = templates.record_width(self.method, self.states)
+        return LongRows(*forward, *adjoint, carried, self.leaves, width, partial(load_kernel, small=SMALL))
+
+    def solve(
+        self,
+        a: Arrays,
+        lo: int,
+        hi: int,
+        control: Control,
+        plan: np.ndarray,
+        token: int,
+        ys: np.ndarray,
+        report: np.ndarray,
+        records: np.ndarray,
+        spans: np.ndarray,
+    ) -> int:
+        """Solve rows; returns the first that was not, since ``records`` had no room for its steps."""
+        kernel, size = self._forward
+        w, o, _ = _SCRATCH.of(size, self.leaves)
+        return kernel(
+            lo, hi, a.rows, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, 0, a.offsets,
+            a.layout.strides, ys, report, control.rtol, control.atol, control.max_steps, control.mode, control.step,
+            plan, plan.shape[1], token, records, records.size, spans, w, o,
+        )  # fmt: skip
+
     def forward(
         self,
         a: Arrays,
@@ -154,39 +192,46 @@ class CpuKernel:
         step_size: float | None,
         replay: np.ndarray | None,
         token: int,
+        budget: int | None = None,
     ) -> Record:
-        """Solve; a ``token`` other than 0 keeps the steps, and the token of row r is ``token + r``."""
-        kernel, size = self._forward
+        """Solve; a ``token`` other than 0 keeps the steps, up to ``budget`` bytes; that of row r is ``token + r``."""
         ys = np.empty((a.rows, a.points, self.states))
         report = np.empty((5, a.rows), dtype=np.int64)
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
+        control = Control(rtol, atol, max_steps, mode, step_size or 0.0)
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
         width = templates.record_width(self.method, self.states)
-        taken: list[int] = []
+        keeping = Keeping(Allowance(budget), width)
 
-        def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
-            w, o, _ = _SCRATCH.of(size, self.leaves)
+        def task(lo: int, hi: int) -> Blocks:
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
             while row < hi:
-                records = np.empty(((hi - row) * room if token else 1) * width)
-                end = kernel(
-                    row, hi, a.rows, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, 0,
-                    a.offsets, a.layout.strides, ys, report, rtol, atol, max_steps, mode, step_size or 0.0,
-                    plan, plan.shape[1], token, records, records.size, spans, w, o,
+                rows, records = keeping.records(hi - row, room) if token else (hi - row, None)
+                kept = records is not None
+                end = self.solve(
+                    a, row, row + rows, control, plan, token if kept else 0, ys, report,
+                    records if kept else _NO_PLAN, spans,
                 )  # fmt: skip
-                if token:
-                    blocks.append((row, end, records))
-                    taken.append(spans.item(2 * end - 1) if end > row else 0)
-                row, room = end, 2 * room
+                if end > row:
+                    blocks.append((row, end, keeping.used(records, spans.item(2 * end - 1)) if kept else None))
+                elif kept:
+                    keeping.allowance.give_back(records.nbytes)
+                row, room = end, room if end == row + rows else 2 * room
             return blocks
 
         blocks = [block for part in _POOL.map(task, a.rows) for block in part]
         if not token:
             return Record(ys, report, None)
         if a.rows:
-            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a))
+            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * report[1].sum() / a.rows
+        blocks = keeping.thinned(blocks, spans)
+        again = Again(self, control, a, plan, report[1], width, keeping.allowance.limit, _POOL.threads)
+        if keeping.full:
+            report[4] = np.arange(token, token + a.rows)
+            _POOL.map(partial(again.long_values, ys, report), a.rows)
+            tell(report[1], width, blocks, keeping.allowance, budget)
+        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a, again))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
@@ -196,19 +241,17 @@ class CpuKernel:
         i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
         bars = np.zeros(k + at.size + chunks * at.shared_size)
         y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
+        spans = steps.places()
 
         def task(lo: int, hi: int) -> None:
             w, o, q = _SCRATCH.of(size, self.leaves)
-            for first, last, records in steps.blocks:
-                row = max(lo, first)
-                while row < min(hi, last):
-                    end = min(hi, last, (row // CHUNK + 1) * CHUNK) if at.shared_size else min(hi, last)
-                    kernel(
-                        row, end, row // CHUNK, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
-                        steps.status, records, steps.spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides,
-                        at.chunk_strides, w, o, q,
-                    )  # fmt: skip
-                    row = end
+            tail = (spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides, at.chunk_strides)
+            for row, end, records in steps.pieces(lo, hi, spans, CHUNK if at.shared_size else 0, cut=True):
+                head = (row, end, row // CHUNK, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy)
+                if records is None:
+                    self.long_rows.reverse(steps.again, row, (*head, steps.status), tail)
+                else:
+                    kernel(*head, steps.status, records, *tail, w, o, q)
 
         _POOL.map(task, a.rows)
         if at.shared_size:
@@ -229,16 +272,15 @@ class CpuKernel:
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
         flat = [np.ascontiguousarray(x) for x in (y0_dot, times_dot, t0_dot)]
+        spans = steps.places()
 
         def task(lo: int, hi: int) -> None:
             w, o, od = _SCRATCH.of(size, self.leaves)
-            for first, last, records in steps.blocks:
-                if max(lo, first) < min(hi, last):
-                    kernel(
-                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, 0, a.offsets,
-                        a.layout.strides, p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records,
-                        steps.spans, *flat, out, w, o, od,
-                    )  # fmt: skip
+            for row, end, records in steps.pieces(lo, hi, spans):
+                kernel(
+                    row, end, a.points, a.times, a.times_stride, 0, a.offsets, a.layout.strides, p_dot,
+                    p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, spans, *flat, out, w, o, od,
+                )  # fmt: skip
 
         _POOL.map(task, a.rows)
         return out
