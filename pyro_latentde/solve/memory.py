@@ -2,6 +2,7 @@
 """How much memory the steps of a solve may take until its gradient is asked for."""
 
 import math
+import os
 import re
 import threading
 import warnings
@@ -20,6 +21,7 @@ _UNITS = {"B": 1, **{f"{k}B": 1000**n for n, k in enumerate("KMGT", 1)}}
 _UNITS.update({f"{k}IB": 1024**n for n, k in enumerate("KMGT", 1)})
 _FORM = re.compile(r"\s*([0-9.]+)\s*([KMGT]?I?B)\s*", re.IGNORECASE)
 
+_LOCK = threading.Lock()  # one for all: making one takes longer than holding it
 SMALL = 64_000_000  # bytes that are taken without asking how much is free
 
 
@@ -111,26 +113,27 @@ class Allowance:
         device: Where.
     """
 
-    __slots__ = ("_lock", "automatic", "device", "limit", "used")
+    __slots__ = ("automatic", "device", "limit", "used")
 
     def __init__(self, budget: int | None, device: torch.device | str = "cpu") -> None:
         self.limit, self.automatic, self.device = SMALL if budget is None else budget, budget is None, device
-        self.used, self._lock = 0, threading.Lock()
+        self.used = 0
 
     def left(self) -> int:
         return max(0, self.limit - self.used)
 
     def take(self, size: int) -> bool:
         """Whether so much is left; then it is taken."""
-        with self._lock:
+        with _LOCK:
             if self.used + size > self.limit and self.automatic:
                 self._ask()
-            fits = self.used + size <= self.limit
-            self.used += size if fits else 0
-            return fits
+            if self.used + size > self.limit:
+                return False
+            self.used += size
+            return True
 
     def give_back(self, size: int) -> None:
-        with self._lock:
+        with _LOCK:
             self.used -= size
 
     def _ask(self) -> None:
@@ -147,3 +150,12 @@ def tell_once(kind: str, text: str) -> None:
     if kind not in _told:
         _told.add(kind)
         warnings.warn(text, UserWarning, stacklevel=2)
+
+
+def _fresh_lock() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread held
+    os.register_at_fork(after_in_child=_fresh_lock)

@@ -10,6 +10,7 @@ kept.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,34 +32,34 @@ Blocks = list[tuple[int, int, np.ndarray | None]]
 
 
 class Keeping:
-    """Which rows keep their steps: as many as the allowance has room for.
+    """Which rows keep their steps: as many as the budget has room for.
 
     Args:
-        allowance: Bytes for the steps of this solve.
+        budget: Bytes for the steps of this solve; None for half of what is free.
         width: Numbers in the record of a step.
     """
 
     __slots__ = ("allowance", "full", "width")
 
-    def __init__(self, allowance: Allowance, width: int) -> None:
-        self.allowance, self.width, self.full = allowance, width, False
+    def __init__(self, budget: int | None, width: int) -> None:
+        self.allowance, self.width, self.full = Allowance(budget), width, False
 
     def records(self, rows: int, room: int) -> tuple[int, np.ndarray | None]:
         """Records for as many of the rows as fit, ``room`` steps for each; None where not even one fits."""
-        size = 8 * room * self.width
-        if not self.allowance.take(rows * size):
-            fit = self.allowance.left() // size
-            if not (0 < fit < rows and self.allowance.take(fit * size)):
+        numbers = room * self.width
+        if not self.allowance.take(8 * rows * numbers):
+            fit = self.allowance.left() // (8 * numbers)
+            if not (0 < fit < rows and self.allowance.take(8 * fit * numbers)):
                 self.full = True
                 return rows, None
             rows = fit
-        return rows, np.empty(rows * room * self.width)
+        return rows, np.empty(rows * numbers)
 
     def used(self, records: np.ndarray, steps: int) -> np.ndarray:
         """The records without the room that was not needed, where it is worth the copy."""
-        size = steps * self.width
-        if 2 * size > records.size or records.size < 1 << 16:
+        if records.size < 1 << 16 or 2 * steps * self.width > records.size:
             return records
+        size = steps * self.width
         self.allowance.give_back(8 * (records.size - size))
         return records[:size].copy()
 
@@ -157,22 +158,30 @@ class Again:
         spans[2 * lo : 2 * (lo + done)] = own[: 2 * done]
         return lo + done
 
-    def long_values(self, ys: np.ndarray, report: np.ndarray, lo: int, hi: int) -> None:
-        """Long rows solved by the kernel that solves them for the gradient, so that both have the same steps."""
-        for r in range(lo, hi):
-            if self.is_long(r):
-                self.kernel.long_rows.check(self, r)
-                self.kernel.long_rows.values(self, r, ys, report)
+    def prepare(self, blocks: Blocks, ys: np.ndarray, report: np.ndarray, token: int, over_rows: Callable) -> None:
+        """Tokens of rows that kept nothing; long rows are solved by the kernel that solves them for the gradient."""
+        forgotten = np.zeros(len(self.counts), dtype=bool)
+        for lo, hi, records in blocks:
+            forgotten[lo:hi] = records is None
+
+        def values(lo: int, hi: int) -> None:
+            for r in range(lo, hi):
+                if forgotten[r] and self.is_long(r):
+                    self.kernel.long_rows.check(self, r)
+                    self.kernel.long_rows.values(self, r, ys, report)
+
+        report[4] = np.arange(token, token + len(self.counts))
+        over_rows(values, len(self.counts))
 
 
-def tell(counts: np.ndarray, width: int, blocks: Blocks, allowance: Allowance, budget: int | None) -> None:
+def tell(counts: np.ndarray, width: int, blocks: Blocks, limit: int, budget: int | None) -> None:
     """What a solve does whose steps do not fit: a warning, once, unless a budget was asked for."""
     held = [(hi - lo, records.nbytes) for lo, hi, records in blocks if records is not None]
     kept, size, rows = sum(n for n, _ in held), sum(size for _, size in held), len(counts)
     text = (
         f"backprop through {int(counts.max()):,} steps x {rows:,} rows needs ~{readable(8 * width * counts.sum())}; "
         f"keeping {kept:,} rows ({readable(size)}) and solving {rows - kept:,} again in the backward pass (at most "
-        f"{readable(allowance.limit)}, +{1 - kept / rows:.2g} forward)."
+        f"{readable(limit)}, +{1 - kept / rows:.2g} forward)."
     )
     if budget is None:
         tell_once("fused", text + " That is half of the free memory; memory_budget= sets another limit.")

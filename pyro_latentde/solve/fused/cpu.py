@@ -20,7 +20,6 @@ from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
 from pyro_latentde.solve.fused.segments import LongRows
-from pyro_latentde.solve.memory import Allowance
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["CpuKernel", "set_pool_size"]
@@ -202,7 +201,7 @@ class CpuKernel:
         control = Control(rtol, atol, max_steps, mode, step_size or 0.0)
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
         width = templates.record_width(self.method, self.states)
-        keeping = Keeping(Allowance(budget), width)
+        keeping, taken = Keeping(budget, width), []
 
         def task(lo: int, hi: int) -> Blocks:
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
@@ -213,24 +212,28 @@ class CpuKernel:
                     a, row, row + rows, control, plan, token if kept else 0, ys, report,
                     records if kept else _NO_PLAN, spans,
                 )  # fmt: skip
-                if end > row:
-                    blocks.append((row, end, keeping.used(records, spans.item(2 * end - 1)) if kept else None))
-                elif kept:
+                if end == row:
                     keeping.allowance.give_back(records.nbytes)
+                elif kept:
+                    steps = spans.item(2 * end - 1)
+                    taken.append(steps)
+                    blocks.append((row, end, keeping.used(records, steps)))
+                else:
+                    blocks.append((row, end, None))
                 row, room = end, room if end == row + rows else 2 * room
             return blocks
 
         blocks = [block for part in _POOL.map(task, a.rows) for block in part]
         if not token:
             return Record(ys, report, None)
-        if a.rows:
-            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * report[1].sum() / a.rows
-        blocks = keeping.thinned(blocks, spans)
-        again = Again(self, control, a, plan, report[1], width, keeping.allowance.limit, _POOL.threads)
+        again = None
         if keeping.full:
-            report[4] = np.arange(token, token + a.rows)
-            _POOL.map(partial(again.long_values, ys, report), a.rows)
-            tell(report[1], width, blocks, keeping.allowance, budget)
+            again = Again(self, control, a, plan, report[1], width, keeping.allowance.limit, _POOL.threads)
+            blocks = keeping.thinned(blocks, spans)
+            again.prepare(blocks, ys, report, token, _POOL.map)
+            tell(report[1], width, blocks, keeping.allowance.limit, budget)
+        elif a.rows:
+            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
         return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a, again))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:

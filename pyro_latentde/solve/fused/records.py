@@ -39,7 +39,7 @@ class Steps:
     width: int
     switching: bool
     inputs: "Arrays"
-    again: SolvesAgain
+    again: SolvesAgain | None = None
 
     @property
     def rows(self) -> int:
@@ -51,7 +51,7 @@ class Steps:
 
     @property
     def complete(self) -> bool:
-        return all([records is not None for _, _, records in self.blocks])
+        return self.again is None
 
     def places(self) -> np.ndarray:
         """Where rows lie, to be handed to :meth:`pieces`, which changes it for rows that are solved again."""
@@ -83,7 +83,7 @@ class Steps:
         """Row r alone."""
         records = next(records for lo, hi, records in self.blocks if lo <= r < hi)
         own = {"spans": self.spans[2 * r : 2 * r + 2], "status": self.status[r : r + 1], "blocks": [(0, 1, records)]}
-        return replace(self, **own, again=self.again.row(r))
+        return replace(self, **own, again=self.again and self.again.row(r))
 
     def sizes(self) -> np.ndarray:
         """Step sizes h, ``(rows, most steps)``, padded with 0."""
