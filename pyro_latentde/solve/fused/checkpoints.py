@@ -134,6 +134,16 @@ class Again:
         """Whether the steps of row r do not fit even alone."""
         return 8 * self.width * (self.counts.item(r) + 2) > self.share
 
+    def whole_row(self, r: int) -> str:
+        """Why forward derivatives of row r cannot be had."""
+        size = 8 * self.width * (self.counts.item(r) + 2)
+        return (
+            f"forward derivatives go through whole rows: the {self.counts[r]:,} steps of row {r} need "
+            f"{readable(size)}; memory_budget = {readable(self.budget)} leaves {readable(self.share)} for each of "
+            f"{self.threads} threads. Expected at least {readable(2.1 * self.threads * size)}, or reverse mode with "
+            f'gradient="discrete".'
+        )
+
     def records(self, lo: int, hi: int, spans: np.ndarray, buffer: np.ndarray) -> tuple[int, np.ndarray]:
         """The steps of rows from ``lo`` on, at least one and not beyond ``hi``: where they end, and their records.
 

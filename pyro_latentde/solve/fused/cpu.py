@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_latentde.errors import GradientPathError
 from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.checkpoints import Again, Blocks, Control, Keeping, tell
 from pyro_latentde.solve.fused.emit import field_source
@@ -279,7 +280,9 @@ class CpuKernel:
 
         def task(lo: int, hi: int) -> None:
             w, o, od = _SCRATCH.of(size, self.leaves)
-            for row, end, records in steps.pieces(lo, hi, spans):
+            for row, end, records in steps.pieces(lo, hi, spans, cut=True):
+                if records is None:
+                    raise GradientPathError(steps.again.whole_row(row))
                 kernel(
                     row, end, a.points, a.times, a.times_stride, 0, a.offsets, a.layout.strides, p_dot,
                     p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, spans, *flat, out, w, o, od,
