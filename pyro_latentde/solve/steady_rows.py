@@ -140,9 +140,20 @@ class SteadyRows(RowFunction):
         declared = y.new_zeros(0, y.shape[1]) if known is None else known.weights
         arrays = [x.double().cpu().numpy() for x in (jacobian, slopes, declared)]
         laws, more = conserved_directions(*arrays, 1e3 * torch.finfo(y.dtype).eps)
-        if len(laws):
+        if len(laws) and self._holds(equations, torch.from_numpy(laws).to(y), guess):
             raise SolveError(self.explain(laws, more, int(row)))
         return status
+
+    def _holds(self, equations: _Equations, laws: Tensor, guess: Tensor) -> bool:
+        """Whether laws found in one row hold in all: at some parameters only (a rate of zero) nothing is to declare."""
+        every = torch.arange(len(guess), device=guess.device)
+        probes, _ = _around(guess[0], guess[0], every[:1])
+        for probe in probes[:3]:
+            slopes = equations.field.value(probe.expand(len(guess), -1), every)
+            rate, size = slopes @ laws.T, slopes.abs() @ laws.abs().T
+            if bool((rate.abs() > torch.finfo(guess.dtype).eps ** 0.5 * size).any()):
+                return False
+        return True
 
     def _check_conserved(self, equations: _Equations, guess: Tensor, rows: Tensor) -> None:
         """What is said to be conserved must not move at the guess."""

@@ -108,7 +108,7 @@ def steady_state_solve(
         stable: Take the steady state that the trajectory from ``y_guess`` settles in, which is stable, instead of the
             one that Newton's method reaches; where there are several they may differ.
         event_dims: As for :func:`~pyro_latentde.odesolve`.
-        method: Of the integration, any with an error estimate.
+        method: Of the integration, any with an error estimate; ``"auto"`` by default.
         engine: ``"auto"``, ``"fused"`` (a traced field, integration by one compiled kernel) or ``"torch"``.
         max_steps: Most integration steps of a row.
         on_failure: ``"raise"``, or ``"nan"``: failed rows are NaN with a status.
@@ -145,7 +145,7 @@ def steady_state_solve(
     dtype = problem.tensors[0].dtype
     usual = TOLERANCES[dtype]
     rtol, atol = usual[0] if rtol is None else rtol, usual[1] if atol is None else atol
-    settings = SolveSettings.checked(method, rtol, atol, None, "discrete", max_steps, on_failure, None, dtype)
+    settings = SolveSettings.checked(method or "auto", rtol, atol, None, "discrete", max_steps, on_failure, None, dtype)
     engine, _ = choose_engine(problem, engine, "discrete")
     names = _names(problem)
     function = SteadyRows(

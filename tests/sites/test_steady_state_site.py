@@ -51,7 +51,7 @@ def test_what_is_recorded():
     record = node["infer"]["lde_steady_state"]
     assert node["infer"]["_deterministic"] and node["fn"].event_dim == 1 and float(trace.log_prob_sum()) == 0.0
     assert record["states"] == ("drug",) and record["status"] == 0 and record["n_steps"] == 0
-    assert record["settings"] == {"method": "tsit5", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
+    assert record["settings"] == {"method": "auto", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
     assert_close(node["value"], tensor([4.0]))
 
 

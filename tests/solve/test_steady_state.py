@@ -372,6 +372,21 @@ def test_the_end_of_an_epidemic_has_a_value_but_no_gradient():
     assert torch.equal(torch.autograd.grad(failed.y.sum(), p)[0], torch.zeros(2, dtype=DOUBLE))
 
 
+def test_a_quantity_conserved_at_some_parameters_only_fails_those_rows():
+    """Without decay, A + B stays; with it nothing does, so that there is nothing to declare."""
+
+    def field(t, y, p):
+        return torch.stack([y[1] - y[0], y[0] - y[1] - p["decay"] * y[1] + p["source"]])
+
+    decay = tensor(0.5, 0.0, 2.0).requires_grad_()
+    p = {"decay": decay, "source": decay.detach() * 3}
+    found = lde.steady_state_solve(field, tensor(1.0, 2.0), p, on_failure="nan")
+    assert found.status.tolist() == [lde.Status.OK, lde.Status.SINGULAR, lde.Status.OK]
+    assert_close(found.y[[0, 2]], torch.full((2, 2), 3.0).to(found.y))
+    (bar,) = torch.autograd.grad(found.y[[0, 2]].sum(), decay)
+    assert_close(bar, tensor(-2 * 3 / 0.5, 0.0, -2 * 3 / 2.0))  # y = source / decay
+
+
 def test_conserved_by_name():
     def field(t, y):
         return {"on": y["off"] - 2 * y["on"], "off": 2 * y["on"] - y["off"]}
