@@ -157,5 +157,8 @@ def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool
 
 def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
-    method, replay = get_method(settings.method), settings.replay_steps(problem)
-    return TorchSolve(batched_field(problem), problem.leaves, method, **settings.control, replay=replay)
+    method, last = (
+        get_method(settings.method),
+        {"replay": settings.replay_steps(problem), "budget": settings.memory_budget},
+    )
+    return TorchSolve(batched_field(problem), problem.leaves, method, **settings.control, **last)

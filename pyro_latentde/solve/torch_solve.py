@@ -9,10 +9,11 @@ from torch import Tensor
 
 from pyro_latentde.errors import DataError
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.replay import replay_within
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
 from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, tie_to
-from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.stepper import solve_rows
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
 __all__ = ["TorchSolve", "replay_function", "require_sorted", "solve_outputs"]
@@ -64,6 +65,7 @@ def replay_function(
     find: Callable[[int, tuple[bool, ...], Sequence[Tensor]], tuple[Tensor, Tensor]],
     method: Method,
     count: int,
+    budget: int | None = None,
 ) -> TorchRows:
     """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
 
@@ -71,14 +73,18 @@ def replay_function(
         make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
+        budget: Bytes for what the derivative keeps, None for half of what is free.
     """
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
-        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
-        f = make_field(tensors[3:count], shared[3:count])
-        ys = replay_rows(f, y0, times, t0, h.to(y0), method)
-        good = (status == 0).to(y0.device)[:, None, None]
+        starts = tuple(_per_row(rows, shared[:3], tensors[:3]))
+
+        def field(leaves: Sequence[Tensor]) -> BatchedField:
+            return make_field(leaves, shared[3:count])
+
+        ys = replay_within(field, starts, tensors[3:count], h.to(starts[0]), method, budget)
+        good = (status == 0).to(ys.device)[:, None, None]
         # a failed row has zero gradient, and no NaN may reach the others' through a product with it
         return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
 
@@ -104,9 +110,10 @@ class TorchSolve(RowFunction):
         max_steps: int,
         step_size: float | None,
         replay: Tensor | None,
+        budget: int | None = None,
     ) -> None:
         super().__init__()
-        self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.make_field, self.leaves, self.method, self.budget = make_field, leaves, method, budget
         self.control = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "step_size": step_size, "steps": replay}
         self.wrt = tuple(range(3 + leaves))
 
@@ -138,7 +145,7 @@ class TorchSolve(RowFunction):
         return steps.h, steps.status
 
     def replayed(self) -> TorchRows:
-        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves)
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, self.budget)
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())
