@@ -2,8 +2,11 @@
 """Every test starts from the same state: seeded, validated, one thread, no windows."""
 
 import os
+import sys
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "--run-gpu" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")  # read when Numba is first imported
 
 import pyro
 import pytest

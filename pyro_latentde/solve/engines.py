@@ -4,7 +4,7 @@
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
 from pyro_latentde.solve.vector_field import row_of
 
-__all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "torch_function"]
+__all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "on_device", "torch_function"]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
@@ -52,7 +52,8 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
         return engine, "as asked"
     obstacle = _why_not_fused(problem)
     if obstacle is None:
-        return "fused", "the field compiles to one kernel"
+        where = ", one thread of the device for each row" if on_device(problem.tensors[0]) else ""
+        return "fused", f"the field compiles to one kernel{where}"
     if engine == "fused":
         raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
     return "torch", obstacle
@@ -69,11 +70,25 @@ def _why_not_fused(problem: Problem) -> str | None:
 def _no_kernel_for(y0: Tensor) -> str | None:
     if _llvm_missing():
         return "llvmlite is not installed"
-    if y0.device.type != "cpu":
-        return f"the state is on {y0.device}, and kernels are compiled for the CPU"
+    if y0.device.type not in ("cpu", "cuda"):
+        return f"the state is on {y0.device}, and kernels are compiled for CPUs and CUDA devices"
     if y0.dtype not in (torch.float32, torch.float64):
         return f"the state has dtype {y0.dtype}"
-    return None
+    return _no_kernel_on_device(y0) if y0.is_cuda else None
+
+
+def _no_kernel_on_device(y0: Tensor) -> str | None:
+    from pyro_latentde.solve.fused.cuda_device import obstacle
+
+    missing = obstacle()
+    if missing is not None:
+        _LOG.warning("solves on %s run on the torch engine, which is slower: %s", y0.device, missing)
+    return missing and f"the state is on {y0.device}: {missing}"
+
+
+def on_device(y0: Tensor) -> bool:
+    """Whether the fused engine solves on a CUDA device."""
+    return y0.is_cuda
 
 
 def _trace(problem: Problem) -> Any:
@@ -106,7 +121,7 @@ def _trace(problem: Problem) -> Any:
 def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
     """The compiled solve, keeping its steps or not; compiled once per field and method, whatever lambda carries it."""
     kernels = problem.info.kernels
-    key = (settings, keep, problem.checked)
+    key = (settings, keep, problem.checked, on_device(problem.tensors[0]))
     function = kernels.get(key)
     if function is None:
         function = _new_fused_function(problem, settings, keep)
@@ -119,11 +134,26 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     from pyro_latentde.solve.fused.cpu import CpuKernel
     from pyro_latentde.solve.fused.operator import FusedSolve
 
-    kernels, name = problem.info.kernels, settings.method
+    kernels, name, y0 = problem.info.kernels, settings.method, problem.tensors[0]
+    further = settings.fused(keep, problem.checked), settings.replay_steps(problem)
+    if on_device(y0):
+        return _on_device(problem, name)(*further)
     if name not in kernels:
         trace = kernels["trace"]
         kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, get_method(name))
-    return FusedSolve(kernels[name], settings.fused(keep, problem.checked), settings.replay_steps(problem))
+    return FusedSolve(kernels[name], *further)
+
+
+def _on_device(problem: Problem, name: str) -> Callable[..., RowFunction]:
+    from pyro_latentde.solve.fused.cuda import CudaKernel
+    from pyro_latentde.solve.fused.cuda_operator import CudaSolve
+
+    kernels, dtype = problem.info.kernels, problem.tensors[0].dtype
+    key = (name, dtype)
+    if key not in kernels:
+        trace = kernels["trace"]
+        kernels[key] = CudaKernel(trace.graph, trace.outputs, problem.leaves, get_method(name), dtype)
+    return partial(CudaSolve, kernels[key])
 
 
 def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]:

@@ -65,7 +65,7 @@ def odesolve(
         gradient: ``"discrete"`` (exact for the accepted steps, which are held fixed), ``"forward"`` (the same by
             forward
             sensitivities: few parameters), ``"adjoint"`` (continuous adjoint, by torchdiffeq).
-        engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU), ``"torch"`` (any device), ``"torchdiffeq"``.
+        engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU, CUDA), ``"torch"`` (any device), ``"torchdiffeq"``.
         event_dims: Trailing dimensions of a parameter (or structured state) that belong to one row, by name
             (``{"k": 1}``; a single tensor is called ``"p"``), where the field does not tell.
         max_steps: Most steps of a row in the whole solve, rejected ones included.
@@ -274,4 +274,4 @@ def _accepted(problems: list[Problem], engine: str, settings: SolveSettings) -> 
         function = _function(problem, engine, settings, True)
         _, report = function.run(problem.rows, problem.shared, [t.detach() for t in problem.tensors])
         found = find_steps(report)
-    return torch.from_numpy(found.plan()).to(problem.tensors[0]) if engine == "fused" else found.h
+    return torch.as_tensor(found.plan()).to(problem.tensors[0]) if engine == "fused" else found.h

@@ -138,7 +138,7 @@ def test_settings_from_outside_where_they_make_sense():
     with lde.solver(rtol=1e-5, sites=["other"]):
         assert settings(atol=1e-6)["rtol"] == 1e-8
     with lde.solver(method="rk4", step_size=0.1, engine="torchdiffeq", gradient="adjoint"):
-        assert settings() == {"method": "tsit5", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
+        assert settings() == {"method": "auto", "engine": "fused", "rtol": 1e-8, "atol": 1e-10}
     with pytest.raises(SolveError, match=r"site 'root': settings of steady_state\(\).*step_size"):
         settings(step_size=0.1)
     with pytest.raises(SolveError, match=r"site 'root'.*no error estimate"):

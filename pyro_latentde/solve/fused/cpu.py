@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from pyro_latentde.errors import GradientPathError
-from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.checkpoints import Again, Blocks, Control, Keeping, tell
-from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
+from pyro_latentde.solve.fused.kernel_source import kernel_source
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
 from pyro_latentde.solve.fused.segments import LongRows
+from pyro_latentde.solve.fused.templates import WorkLayout, record_width
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["CpuKernel", "set_pool_size"]
@@ -126,39 +126,30 @@ class CpuKernel:
     def states(self) -> int:
         return len(self.outputs)
 
-    def _source(self, kind: str, template: str) -> tuple[str, int]:
-        """All functions of a kernel, and the size of its work array."""
-        with self.graph.lock:
-            implicit = self.method.kind != "explicit"
-            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
-        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
-        if implicit:
-            helpers.append(templates.newton_source(self.method, self.states))
-        return "\n".join([*helpers, template]), templates.work_size(self.method, self.states, fields.scratch)
+    def _source(self, kind: str) -> tuple[str, int]:
+        return kernel_source(self.graph, self.outputs, self.leaves, self.method, kind)
 
-    def _build(self, kind: str, template: str) -> tuple[Callable, int]:
-        source, size = self._source(kind, template)
+    def _build(self, kind: str) -> tuple[Callable, int]:
+        source, size = self._source(kind)
         return load_kernel(source, kind, SMALL), size
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
-        return self._build("forward", templates.forward_source(self.method, self.states, self.leaves))
+        return self._build("forward")
 
     @cached_property
     def _adjoint(self) -> tuple[Callable, int]:
-        return self._build("adjoint", templates.adjoint_source(self.method, self.states, self.leaves))
+        return self._build("adjoint")
 
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
-        return self._build("tangent", templates.tangent_source(self.method, self.states, self.leaves))
+        return self._build("tangent")
 
     @cached_property
     def long_rows(self) -> LongRows:
         """Both kernels, made to stop in the middle of a row."""
-        forward = self._source("forward", templates.forward_source(self.method, self.states, self.leaves))
-        adjoint = self._source("adjoint", templates.adjoint_source(self.method, self.states, self.leaves))
-        carried = templates.WorkLayout(self.method, self.states).scratch
-        width = templates.record_width(self.method, self.states)
+        forward, adjoint = self._source("forward"), self._source("adjoint")
+        carried, width = WorkLayout(self.method, self.states).scratch, record_width(self.method, self.states)
         return LongRows(*forward, *adjoint, carried, self.leaves, width, partial(load_kernel, small=SMALL))
 
     def solve(
@@ -201,7 +192,7 @@ class CpuKernel:
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         control = Control(rtol, atol, max_steps, mode, step_size or 0.0)
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = templates.record_width(self.method, self.states)
+        width = record_width(self.method, self.states)
         keeping, taken = Keeping(budget, width), []
 
         def task(lo: int, hi: int) -> Blocks:

@@ -23,7 +23,7 @@ from pyro_latentde.solve.step_store import Tie, find_steps, keep_steps, new_toke
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 from pyro_latentde.solve.torch_solve import replay_function, require_sorted, solve_outputs
 
-__all__ = ["FusedSolve", "Settings"]
+__all__ = ["FusedJVP", "FusedSolve", "FusedVJP", "Settings", "warn_of_gradients"]
 
 _LOG = logging.getLogger("pyro_latentde")
 
@@ -118,6 +118,10 @@ class FusedSolve(RowFunction):
         replay = None if self.replay is None else self.replay.detach().double().cpu().numpy()
         return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token, s.budget)
 
+    def inputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Arrays:
+        """The tensors as the kernel reads them."""
+        return _arrays(rows, shared, tensors)
+
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         return self._run(rows, shared, tensors, new_token() if self.settings.keep else 0)
 
@@ -149,7 +153,7 @@ class FusedSolve(RowFunction):
         steps = find_steps(tensors[-1])
         if steps is None:
             n = len(tensors) - 1
-            steps = self.record(_arrays(rows, shared[:n], tensors[:n]), new_token()).steps
+            steps = self.record(self.inputs(rows, shared[:n], tensors[:n]), new_token()).steps
         return steps
 
     def replayed(self) -> TorchRows:
@@ -158,18 +162,18 @@ class FusedSolve(RowFunction):
 
         def sizes(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
-            return torch.from_numpy(steps.plan()), torch.from_numpy(steps.status)
+            return torch.as_tensor(steps.plan()), torch.as_tensor(steps.status)
 
         return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves)
 
     def make_vjp(self) -> RowFunction:
-        return _FusedVJP(self)
+        return FusedVJP(self)
 
     def make_jvp(self) -> RowFunction:
-        return _FusedJVP(self)
+        return FusedJVP(self)
 
 
-class _FusedVJP(RowFunction):
+class FusedVJP(RowFunction):
     """Inputs: those of the solve, report, cotangent of ys. Outputs: cotangents of y0, times, t0 and every parameter."""
 
     def __init__(self, solve: FusedSolve) -> None:
@@ -215,7 +219,7 @@ class _FusedVJP(RowFunction):
         return jvp_of(vjp_of(self.solve.replayed()))
 
 
-class _FusedJVP(RowFunction):
+class FusedJVP(RowFunction):
     """Inputs: those of the solve, report, tangents of y0, times, t0 and every parameter. Output: tangent of ys."""
 
     def __init__(self, solve: FusedSolve) -> None:
@@ -291,14 +295,19 @@ def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray
     if not bad.any():
         return bars
     steps.status[bad] = Status.NON_FINITE_GRADIENT
+    warn_of_gradients(int(bad.sum()), a.rows, int(np.argmax(bad)))
+    return kernel.adjoint(a, steps, gy)
+
+
+def warn_of_gradients(count: int, rows: int, first: int) -> None:
+    """Tell that ``count`` of so many rows have a gradient that is not finite."""
     _LOG.warning(
         "%d of %d rows have a non-finite gradient (first: row %d); their gradient is set to zero. "
         "Try a tighter prior, or log-scale states.",
-        bad.sum(),
-        a.rows,
-        int(np.argmax(bad)),
+        count,
+        rows,
+        first,
     )
-    return kernel.adjoint(a, steps, gy)
 
 
 def _row(a: Arrays, r: int) -> Arrays:

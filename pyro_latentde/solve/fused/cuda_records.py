@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kernels on a CUDA device read and leave; ``records.py`` is the same on the CPU."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["CudaBars", "CudaRecord", "CudaSteps", "DeviceLayout", "Inputs"]
+
+
+@dataclass(frozen=True)
+class DeviceLayout:
+    """Where the parameters of a row lie in one buffer of all of them, and their gradients in a column of one row."""
+
+    offsets: Tensor
+    strides: Tensor
+    places: Tensor
+    zeros: Tensor
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(rows: int, sizes: tuple[int, ...], shared: tuple[bool, ...], device: torch.device) -> "DeviceLayout":
+        """``sizes``: entries of each parameter with all its rows."""
+        lengths = tuple(size if one else size // max(rows, 1) for size, one in zip(sizes, shared, strict=True))
+        strides = [0 if one else length for length, one in zip(lengths, shared, strict=True)]
+        columns = [[sum(x[:k]) for k in range(len(x))] for x in (sizes, lengths)]
+        offsets, places, steps, zeros = (
+            torch.tensor(x or [0], dtype=torch.int64, device=device) for x in (*columns, strides, [0] * len(sizes))
+        )
+        return DeviceLayout(offsets, steps, places, zeros, lengths)
+
+    def cut(self, column: Tensor) -> tuple[Tensor, ...]:
+        """Gradients ``(entries of all parameters, R)``, parameter by parameter."""
+        return column[: sum(self.lengths)].split(self.lengths)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a solve, flat, in the kernel's precision; the parameters end to end."""
+
+    rows: int
+    points: int
+    y0: Tensor
+    times: Tensor
+    t0: Tensor
+    p: Tensor
+    strides: tuple[int, ...]
+    shared: tuple[bool, ...]
+    layout: DeviceLayout
+
+
+@dataclass(slots=True)
+class CudaSteps:
+    """The accepted steps: blocks of (members, records), where column i belongs to row ``members[i]``, if not to -1.
+
+    A record is what it is on the CPU (:class:`pyro_latentde.solve.fused.records.Steps`), one number below the other.
+    """
+
+    blocks: list[tuple[Tensor, Tensor]]
+    spans: Tensor
+    status: Tensor
+    width: int
+    switching: bool
+
+    @property
+    def rows(self) -> int:
+        return len(self.status)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(records.nbytes for _, records in self.blocks)
+
+    def plan(self) -> Tensor:
+        """The steps as they are taken again: sizes, and where methods alternate ``(rows, most steps, 2)`` with how."""
+        return torch.stack([self._column(1), self._column(self.width - 1)], -1) if self.switching else self._column(1)
+
+    def _column(self, c: int) -> Tensor:
+        counts = self.spans[1::2] - self.spans[::2]
+        most = max(1, int(counts.max())) if len(counts) else 1
+        out = torch.zeros(self.rows, most, dtype=torch.float64, device=self.status.device)
+        for members, records in self.blocks:
+            here = (members >= 0).nonzero()[:, 0]
+            values = records[c :: self.width, here][:most].t().double()
+            taken = torch.arange(values.shape[1], device=values.device) < counts[members[here], None]
+            out[members[here], : values.shape[1]] = torch.where(taken, values, 0.0)
+        return out
+
+
+class CudaRecord(NamedTuple):
+    """What a forward solve leaves: outputs ``(R, T, D)``, the report ``(R, 5)``, and steps if kept."""
+
+    ys: Tensor
+    report: Tensor
+    steps: CudaSteps | None
+
+
+class CudaBars(NamedTuple):
+    """Cotangents of y0, times and t0 by row, of each parameter as it is shared; ``finite`` rows ``(R,)``."""
+
+    y0: Tensor
+    times: Tensor
+    t0: Tensor
+    p: list[Tensor]
+    finite: Tensor
