@@ -23,6 +23,7 @@ from pyro_latentde.solve.vector_field import row_of
 __all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "on_device", "torch_function"]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
+MANY = 300  # kernels and settings that are remembered for a field
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
 
 _LOG = logging.getLogger("pyro_latentde")
@@ -127,6 +128,8 @@ def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> Row
         function = _new_fused_function(problem, settings, keep)
         if settings.replay is None:
             kernels[key] = function
+            if len(kernels) > MANY:
+                del kernels[next(k for k in kernels if isinstance(k, tuple) and isinstance(k[0], SolveSettings))]
     return function
 
 

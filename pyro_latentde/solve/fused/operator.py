@@ -109,7 +109,7 @@ class FusedSolve(RowFunction):
 
     def __init__(self, kernel: CpuKernel, settings: Settings, replay: Tensor | None = None) -> None:
         super().__init__()
-        self.kernel, self.settings, self.replay = kernel, settings, replay
+        self.kernel, self.settings, self.replay, self.lasting = kernel, settings, replay, replay is None
         self.wrt = tuple(range(3 + kernel.leaves))
 
     def record(self, a: Arrays, token: int) -> Record:
