@@ -15,13 +15,10 @@ import numpy as np
 
 from pyro_latentde.errors import GradientPathError
 from pyro_latentde.solve.fused.checkpoints import Again, Blocks, Control, Keeping, tell
-from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
-from pyro_latentde.solve.fused.kernel_source import kernel_source
+from pyro_latentde.solve.fused.kernel_source import Kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
 from pyro_latentde.solve.fused.segments import LongRows
-from pyro_latentde.solve.fused.templates import WorkLayout, record_width
-from pyro_latentde.solve.methods import Method
 
 __all__ = ["CpuKernel", "set_pool_size"]
 
@@ -113,24 +110,13 @@ _SCRATCH = _Scratch()
 
 
 @dataclass
-class CpuKernel:
+class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
-    graph: Graph
-    outputs: list[Node]
-    leaves: int
-    method: Method
     steps_per_row: float = 64.0
 
-    @property
-    def states(self) -> int:
-        return len(self.outputs)
-
-    def _source(self, kind: str) -> tuple[str, int]:
-        return kernel_source(self.graph, self.outputs, self.leaves, self.method, kind)
-
     def _build(self, kind: str) -> tuple[Callable, int]:
-        source, size = self._source(kind)
+        source, size = self.source(kind)
         return load_kernel(source, kind, SMALL), size
 
     @cached_property
@@ -148,9 +134,8 @@ class CpuKernel:
     @cached_property
     def long_rows(self) -> LongRows:
         """Both kernels, made to stop in the middle of a row."""
-        forward, adjoint = self._source("forward"), self._source("adjoint")
-        carried, width = WorkLayout(self.method, self.states).scratch, record_width(self.method, self.states)
-        return LongRows(*forward, *adjoint, carried, self.leaves, width, partial(load_kernel, small=SMALL))
+        forward, adjoint = self.source("forward"), self.source("adjoint")
+        return LongRows(*forward, *adjoint, self.carried, self.leaves, self.width, partial(load_kernel, small=SMALL))
 
     def solve(
         self,
@@ -192,8 +177,8 @@ class CpuKernel:
         mode = 2 if replay is not None else 1 if step_size is not None else 0
         control = Control(rtol, atol, max_steps, mode, step_size or 0.0)
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = record_width(self.method, self.states)
-        keeping, taken = Keeping(budget, width), []
+        width, taken = self.width, []
+        keeping = Keeping(budget, width)
 
         def task(lo: int, hi: int) -> Blocks:
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8

@@ -18,10 +18,7 @@ from torch import Tensor
 from pyro_latentde.solve.fused.cuda_device import compile_kernel, launch
 from pyro_latentde.solve.fused.cuda_records import CudaBars, CudaRecord, CudaSteps, DeviceLayout, Inputs
 from pyro_latentde.solve.fused.cuda_source import cuda_source
-from pyro_latentde.solve.fused.graph import Graph, Node
-from pyro_latentde.solve.fused.kernel_source import kernel_source
-from pyro_latentde.solve.fused.templates import record_width
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.fused.kernel_source import Kernel
 
 __all__ = ["CudaKernel"]
 
@@ -29,24 +26,16 @@ MANY = 1 << 26  # numbers of gradients by row that are held at once
 
 
 @dataclass
-class CudaKernel:
+class CudaKernel(Kernel):
     """The compiled solve of one vector field by one method, for tensors of one dtype.
 
     float32 is computed in float32 by explicit methods, and in float64 by implicit ones, whose Newton iterations
     would end in rounding.
     """
 
-    graph: Graph
-    outputs: list[Node]
-    leaves: int
-    method: Method
     dtype: torch.dtype = torch.float64
     room: int = 72
     _sources: dict[tuple[str, int], Any] = field(default_factory=dict)
-
-    @property
-    def states(self) -> int:
-        return len(self.outputs)
 
     @cached_property
     def real(self) -> torch.dtype:
@@ -74,7 +63,7 @@ class CudaKernel:
     def _run(self, kind: str, like: Tensor, gradient: int = 0, **values: Any) -> None:
         key = (kind, gradient)
         if key not in self._sources:
-            source, work = kernel_source(self.graph, self.outputs, self.leaves, self.method, kind)
+            source, work = self.source(kind)
             single = self.real == torch.float32
             self._sources[key] = cuda_source(source, kind, work, self.leaves, gradient, single)
         source = self._sources[key]
@@ -95,7 +84,7 @@ class CudaKernel:
         ys = a.y0.new_empty(a.rows * a.points * self.states)
         report, spans = torch.empty(5 * a.rows, **whole), torch.empty(2 * a.rows, **whole)
         plan = a.y0.new_zeros(1, 1) if replay is None else replay.to(self.real).reshape(len(replay), -1)
-        width = record_width(self.method, self.states)
+        width = self.width
         fixed = dict(
             first=0, beyond=a.rows, R=a.rows, T=a.points, **self._places(a), y0=a.y0, y0s=a.strides[0], t0=a.t0,
             t0s=a.strides[2], ys=ys, report=report, rtol=rtol, atol=atol, max_steps=max_steps,

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source of a kernel of one vector field and one method, the same for every device."""
+"""The kernels of one vector field and one method as source, the same for every device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["kernel_source"]
+__all__ = ["Kernel"]
 
 _TEMPLATES: dict[str, Callable[[Method, int, int], str]] = {
     "forward": templates.forward_source,
@@ -17,19 +18,43 @@ _TEMPLATES: dict[str, Callable[[Method, int, int], str]] = {
 }
 
 
-def kernel_source(graph: Graph, outputs: Sequence[Node], leaves: int, method: Method, kind: str) -> tuple[str, int]:
-    """Source with a function named ``kind``, and the entries of the work array that it needs.
+@dataclass
+class Kernel:
+    """A field by its ``graph`` and the nodes of dy_i/dt, the number of its parameters, and a method.
 
-    Args:
-        outputs: The nodes of dy_i/dt.
-        leaves: Number of parameters.
-        kind: ``"forward"``, ``"adjoint"`` or ``"tangent"``.
+    What a device adds to it are ``forward``, ``adjoint`` and ``tangent``: ``cpu.py`` and ``cuda.py``.
     """
-    implicit, states = method.kind != "explicit", len(outputs)
-    with graph.lock:
-        fields = field_source(graph, outputs, tangent=kind == "tangent", jacobian=implicit)
-    helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
-    if implicit:
-        helpers.append(templates.newton_source(method, states))
-    source = "\n".join([*helpers, _TEMPLATES[kind](method, states, leaves)])
-    return source, templates.work_size(method, states, fields.scratch)
+
+    graph: Graph
+    outputs: list[Node]
+    leaves: int
+    method: Method
+
+    @property
+    def states(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def width(self) -> int:
+        """Numbers that are stored for each accepted step."""
+        return templates.record_width(self.method, self.states)
+
+    @property
+    def carried(self) -> int:
+        """Entries of the work array that a step may hand to the next."""
+        return templates.WorkLayout(self.method, self.states).scratch
+
+    def source(self, kind: str) -> tuple[str, int]:
+        """Source with a function named ``kind``, ``"forward"``, ``"adjoint"`` or ``"tangent"``.
+
+        Returns:
+            The source, and the entries of the work array that it needs.
+        """
+        implicit = self.method.kind != "explicit"
+        with self.graph.lock:
+            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
+        helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
+        if implicit:
+            helpers.append(templates.newton_source(self.method, self.states))
+        source = "\n".join([*helpers, _TEMPLATES[kind](self.method, self.states, self.leaves)])
+        return source, templates.work_size(self.method, self.states, fields.scratch)
