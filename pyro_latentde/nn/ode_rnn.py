@@ -98,7 +98,8 @@ class ODERNNEncoder(SeriesEncoder):
         if steps < 1:
             raise SolveError(f"ODERNNEncoder: expected at least one step per gap, got steps={steps}.")
         self.method, self.steps = method, steps
-        get_method(method)  # refuses an unknown one now
+        if get_method(method).kind not in ("explicit", "switching"):
+            raise SolveError(f"ODERNNEncoder: expected an explicit Runge-Kutta method such as rk4, got {method!r}.")
         self.field = MLP(hidden, hidden, (units,) * layers, "tanh")
         inputs = 2 * in_features
         self.unit = nn.GRUCell(inputs, hidden) if gru_units is None else GatedUnit(inputs, hidden, gru_units)

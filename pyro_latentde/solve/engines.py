@@ -20,7 +20,15 @@ from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
 from pyro_latentde.solve.vector_field import row_of
 
-__all__ = ["ENGINES", "batched_field", "choose_engine", "fused_function", "on_device", "torch_function"]
+__all__ = [
+    "ENGINES",
+    "batched_field",
+    "choose_engine",
+    "fused_function",
+    "on_device",
+    "torch_function",
+    "traced",
+]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
 MANY = 300  # kernels and settings that are remembered for a field
@@ -61,11 +69,16 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
 
 
 def _why_not_fused(problem: Problem) -> str | None:
-    kernels, y0 = problem.info.kernels, problem.tensors[0]
+    found = traced(problem)
+    return found if isinstance(found, str) else None
+
+
+def traced(problem: Problem) -> Any:
+    """The traced field, or why there is none; traced once."""
+    kernels = problem.info.kernels
     if "trace" not in kernels:
-        kernels["trace"] = _no_kernel_for(y0) or _trace(problem)
-    traced = kernels["trace"]
-    return traced if isinstance(traced, str) else None
+        kernels["trace"] = _no_kernel_for(problem.tensors[0]) or _trace(problem)
+    return kernels["trace"]
 
 
 def _no_kernel_for(y0: Tensor) -> str | None:

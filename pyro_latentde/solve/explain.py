@@ -38,6 +38,8 @@ def explain(solution: Solution) -> str:
     lines.append(_smallest(solution, steps))
     if method.stiff is not None:
         lines.append(_switches(solution.implicit.reshape(len(status), -1), steps != 0))
+    if method.kind == "symplectic":
+        lines.append("Symplectic: the energy does not drift, but no error is checked; compare with half the step_size.")
     if method.kind == "explicit":
         lines += _advice(solution, steps, slowest, len(status))
     return "\n".join(lines)

@@ -12,10 +12,11 @@ from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods import SYMPLECTIC, get_method
 from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
+from pyro_latentde.solve.separable import require_separable
 from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.stiffness import fastest_decay
@@ -59,6 +60,8 @@ def odesolve(
         method: ``"tsit5"`` (default; dopri5 where torchdiffeq solves), ``dopri5``, ``bosh3``, ``dopri8``, ``heun``;
             with a fixed step also ``rk4``, ``midpoint``, ``euler``. Stiff equations: ``kvaerno5``, ``kvaerno3``,
             ``trbdf2`` (implicit), or ``auto``: tsit5 until stability bounds a row's steps, then kvaerno5, and back.
+            Separable Hamiltonians, y = (q, p): ``leapfrog``, ``blanes_moan4`` (symplectic, fixed steps), whose
+            energy does not drift.
         rtol: Relative tolerance; 1e-6 for float64, 1e-4 for float32.
         atol: Absolute tolerance in units of y; 1e-8 for float64, 1e-6 for float32.
         step_size: Take equal steps of at most this size instead of controlling the error, in units of t.
@@ -106,6 +109,8 @@ def odesolve(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype, memory_budget
     )
     engine_name, reason = choose_engine(first, engine, gradient)
+    if settings.method in SYMPLECTIC:
+        require_separable(first, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
     if on_failure == "raise":

@@ -1,360 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numerical methods: one record each, from which every engine takes its coefficients.
+"""The numerical methods by name."""
 
-A step of size h from (t, y) computes stages k_i = f(t + c_i h, y + h sum_j a_ij k_j), then
-
-    y_new      = y + h sum_i b_i k_i
-    y(t + θh)  = y + h sum_i b_i(θ) k_i,   b_i(θ) = sum_q interpolant[i][q] θ^(q+1),   b_i(1) = b_i
-    error      = h sum_i errors[0][i] k_i
-
-where implicit methods (ESDIRK) have their own k_i, with weight gamma, in the sum of every stage but the first.
-
-Every interpolant is at most one order below its method, so that outputs between steps converge as fast as
-outputs at steps.
-"""
-
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve import dop853_table, esdirk_tables
 from pyro_latentde.solve.choices import not_among
+from pyro_latentde.solve.explicit_methods import EXPLICIT
+from pyro_latentde.solve.implicit_methods import IMPLICIT
+from pyro_latentde.solve.method_record import Method
+from pyro_latentde.solve.symplectic_methods import SYMPLECTIC as _SYMPLECTIC
 
-__all__ = ["METHODS", "Method", "get_method"]
+__all__ = ["METHODS", "SYMPLECTIC", "Method", "get_method"]
 
-Row = tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One Runge-Kutta method with its error estimate and dense output.
-
-    Args:
-        name: The name users write, ``"tsit5"``.
-        order: Order of convergence of the solution.
-        kind: ``"explicit"``, ``"implicit"`` (ESDIRK), or ``"switching"``: explicit until `stiff` is better.
-        c: Nodes of the main stages, ``(s,)``, in units of the step.
-        a: Row i holds the weights of stages 0..i-1 in stage i, of implicit methods also its own; row 0 is empty.
-        b: Weights of the solution, ``(s,)``.
-        errors: Empty for fixed-step methods; one row ``b - bhat``; or DOP853's two rows (order 5, order 3).
-        error_order: k in the step-size factor ``error ** (-1 / k)``; None without an error estimate.
-        fsal: True if the last main stage is f(t + h, y_new), the first stage of the next step.
-        dense_c: Nodes of the further stages that only outputs inside the step need.
-        dense_a: Their weights over all earlier stages, main and further.
-        interpolant: Per stage (main, then further) the coefficients of θ, θ^2, ...
-        reference: Where the coefficients were published.
-        filtered: Solve with the matrix of Newton's method for the error, which else grows with stiffness.
-        stiff: The implicit method of a switching one.
-
-    Example:
-        >>> from pyro_latentde.solve.methods import get_method
-        >>> method = get_method("tsit5")
-        >>> method.order, method.stages, method.adaptive
-        (5, 7, True)
-    """
-
-    name: str
-    order: int
-    kind: str
-    c: Row
-    a: tuple[Row, ...]
-    b: Row
-    errors: tuple[Row, ...]
-    error_order: int | None
-    fsal: bool
-    dense_c: Row
-    dense_a: tuple[Row, ...]
-    interpolant: tuple[Row, ...]
-    reference: str
-    filtered: bool = False
-    stiff: "Method | None" = None
-
-    @property
-    def gamma(self) -> float:
-        """Weight of a stage in itself; 0 for explicit methods."""
-        return self.a[-1][-1] if self.kind == "implicit" else 0.0
-
-    @property
-    def predictor(self) -> tuple[Row, ...]:
-        """Row i: weights of stages 0..i-1 in the first guess of stage i, a polynomial through them."""
-        return tuple(_extrapolation(self.c[:i], node) for i, node in enumerate(self.c))
-
-    @property
-    def stages(self) -> int:
-        """Number of main stages, the repeated last one included."""
-        return len(self.c)
-
-    @property
-    def adaptive(self) -> bool:
-        """True if the method estimates its error and can choose its steps."""
-        return bool(self.errors)
-
-
-def _explicit(
-    name: str,
-    order: int,
-    a: tuple[Row, ...],
-    b: Row,
-    c: Row,
-    interpolant: tuple[Row, ...],
-    reference: str,
-    *,
-    errors: tuple[Row, ...] = (),
-    error_order: int | None = None,
-    fsal: bool = False,
-    dense_c: Row = (),
-    dense_a: tuple[Row, ...] = (),
-) -> Method:
-    return Method(
-        name=name,
-        order=order,
-        kind="explicit",
-        c=c,
-        a=a,
-        b=b,
-        errors=errors,
-        error_order=error_order,
-        fsal=fsal,
-        dense_c=dense_c,
-        dense_a=dense_a,
-        interpolant=interpolant,
-        reference=reference,
-    )
-
-
-def _extrapolation(nodes: Row, at: float) -> Row:
-    """Weights of the polynomial through the values at (the first three different of) the nodes; or the same node's."""
-    same = [i for i, node in enumerate(nodes) if abs(node - at) < 1e-12]
-    chosen = same[:1] or range(min(3, len(nodes)))
-    weights = [0.0] * len(nodes)
-    for i in chosen:
-        weights[i] = math.prod((at - nodes[j]) / (nodes[i] - nodes[j]) for j in chosen if j != i)
-    return tuple(weights)
-
-
-_EULER = _explicit(
-    "euler",
-    1,
-    a=((),),
-    b=(1.0,),
-    c=(0.0,),
-    interpolant=((1.0,),),
-    reference="Euler, Institutiones calculi integralis, 1768",
-)
-
-_MIDPOINT = _explicit(
-    "midpoint",
-    2,
-    a=((), (1 / 2,)),
-    b=(0.0, 1.0),
-    c=(0.0, 1 / 2),
-    interpolant=((1.0, -1.0), (0.0, 1.0)),
-    reference="Runge, Math. Ann. 46 (1895) 167",
-)
-
-# The Euler step inside Heun's method is its error estimate.
-_HEUN = _explicit(
-    "heun",
-    2,
-    a=((), (1.0,)),
-    b=(1 / 2, 1 / 2),
-    c=(0.0, 1.0),
-    interpolant=((1.0, -1 / 2), (0.0, 1 / 2)),
-    errors=((-1 / 2, 1 / 2),),
-    error_order=2,
-    reference="Heun, Z. Math. Phys. 45 (1900) 23",
-)
-
-_RK4 = _explicit(
-    "rk4",
-    4,
-    a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
-    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    c=(0.0, 1 / 2, 1 / 2, 1.0),
-    interpolant=((1.0, -3 / 2, 2 / 3), (0.0, 1.0, -2 / 3), (0.0, 1.0, -2 / 3), (0.0, -1 / 2, 2 / 3)),
-    reference="Kutta, Z. Math. Phys. 46 (1901) 435; dense output: Hairer, Norsett, Wanner I, II.6",
-)
-
-# The interpolant is the cubic through both ends with the right slopes (Hermite), written in the stages.
-_BOSH3 = _explicit(
-    "bosh3",
-    3,
-    a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
-    c=(0.0, 1 / 2, 3 / 4, 1.0),
-    interpolant=((1.0, -4 / 3, 5 / 9), (0.0, 1.0, -2 / 3), (0.0, 4 / 3, -8 / 9), (0.0, -1.0, 1.0)),
-    errors=((2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),),
-    error_order=3,
-    fsal=True,
-    reference="Bogacki, Shampine, Appl. Math. Lett. 2 (1989) 321",
-)
-
-_DOPRI5_B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
-_DOPRI5 = _explicit(
-    "dopri5",
-    5,
-    a=(
-        (),
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        _DOPRI5_B,
-    ),
-    b=(*_DOPRI5_B, 0.0),
-    c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-    interpolant=(
-        (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
-        (0.0, 0.0, 0.0, 0.0),
-        (0.0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799),
-        (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
-        (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
-        (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
-        (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
-    ),
-    errors=((71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),),
-    error_order=5,
-    fsal=True,
-    reference="Dormand, Prince, J. Comput. Appl. Math. 6 (1980) 19; Shampine, Math. Comp. 46 (1986) 135",
-)
-
-_TSIT5_B = (
-    0.09646076681806523,
-    0.01,
-    0.4798896504144996,
-    1.379008574103742,
-    -3.290069515436081,
-    2.324710524099774,
-)
-_TSIT5 = _explicit(
-    "tsit5",
-    5,
-    a=(
-        (),
-        (0.161,),
-        (-0.008480655492356989, 0.335480655492357),
-        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-        _TSIT5_B,
-    ),
-    b=(*_TSIT5_B, 0.0),
-    c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
-    interpolant=(
-        (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
-        (0.0, 0.1317, -0.2234, 0.1017),
-        (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
-        (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
-        (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
-        (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
-        (0.0, 1.5, -4.0, 2.5),
-    ),
-    errors=(
-        (
-            -0.00178001105222577714,
-            -0.0008164344596567469,
-            0.007880878010261995,
-            -0.1447110071732629,
-            0.5823571654525552,
-            -0.45808210592918697,
-            1 / 66,
-        ),
-    ),
-    error_order=5,
-    fsal=True,
-    reference="Tsitouras, Comput. Math. Appl. 62 (2011) 770",
-)
-
-_DOPRI8 = _explicit(
-    "dopri8",
-    8,
-    a=dop853_table.A,
-    b=dop853_table.B,
-    c=dop853_table.C,
-    interpolant=dop853_table.INTERPOLANT,
-    errors=(dop853_table.E5, dop853_table.E3),
-    error_order=8,
-    fsal=True,
-    dense_c=dop853_table.DENSE_C,
-    dense_a=dop853_table.DENSE_A,
-    reference="Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.10 (DOP853)",
-)
-
-
-def _esdirk(
-    name: str,
-    order: int,
-    a: tuple[Row, ...],
-    interpolant: tuple[Row, ...],
-    reference: str,
-    *,
-    embedded: Row,
-    filtered: bool = False,
-) -> Method:
-    b = a[-1]
-    return Method(
-        name=name,
-        order=order,
-        kind="implicit",
-        c=tuple(math.fsum(row) for row in a[:-1]) + (1.0,),
-        a=a,
-        b=b,
-        errors=(tuple(x - y for x, y in zip(b, (*embedded, *[0.0] * (len(b) - len(embedded))), strict=True)),),
-        error_order=order,
-        fsal=True,
-        dense_c=(),
-        dense_a=(),
-        interpolant=interpolant,
-        reference=reference,
-        filtered=filtered,
-    )
-
-
-_KVAERNO3 = _esdirk(
-    "kvaerno3",
-    3,
-    esdirk_tables.KVAERNO3,
-    esdirk_tables.hermite(esdirk_tables.KVAERNO3[-1]),
-    "Kvaerno, BIT 44 (2004) 489",
-    embedded=esdirk_tables.KVAERNO3[-2],
-)
-
-_KVAERNO5 = _esdirk(
-    "kvaerno5",
-    5,
-    esdirk_tables.KVAERNO5,
-    esdirk_tables.KVAERNO5_INTERPOLANT,
-    "Kvaerno, BIT 44 (2004) 489",
-    embedded=esdirk_tables.KVAERNO5[-2],
-)
-
-_TRBDF2 = _esdirk(
-    "trbdf2",
-    2,
-    esdirk_tables.TRBDF2,
-    esdirk_tables.hermite(esdirk_tables.TRBDF2[-1]),
-    "Hosea, Shampine, Appl. Numer. Math. 20 (1996) 21",
-    embedded=esdirk_tables.TRBDF2_EMBEDDED,
-    filtered=True,
-)
-
+_TSIT5, _KVAERNO5 = EXPLICIT[0], IMPLICIT[0]
 _AUTO = replace(_TSIT5, name="auto", kind="switching", stiff=_KVAERNO5)
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        *(_TSIT5, _DOPRI5, _DOPRI8, _BOSH3, _RK4, _HEUN, _MIDPOINT, _EULER),
-        *(_KVAERNO5, _KVAERNO3, _TRBDF2, _AUTO),
-    )
-}
+#: Methods for every field, and those for separable Hamiltonians.
+METHODS: dict[str, Method] = {method.name: method for method in (*EXPLICIT, *IMPLICIT, _AUTO)}
+SYMPLECTIC: dict[str, Method] = {method.name: method for method in _SYMPLECTIC}
 
 
 def get_method(name: str) -> Method:
     """The method called ``name``.
 
     Args:
-        name: A key of ``METHODS``.
+        name: A key of ``METHODS`` or ``SYMPLECTIC``.
 
     Returns:
         Its record.
@@ -367,6 +37,7 @@ def get_method(name: str) -> Method:
         >>> get_method("dopri8").order
         8
     """
-    if name in METHODS:
-        return METHODS[name]
-    raise SolveError(not_among("method", name, METHODS))
+    known = METHODS.get(name) or SYMPLECTIC.get(name)
+    if known is not None:
+        return known
+    raise SolveError(not_among("method", name, (*METHODS, *SYMPLECTIC)))

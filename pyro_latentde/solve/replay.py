@@ -21,6 +21,7 @@ from pyro_latentde.solve.runge_kutta import (
     main_stages,
     restrict,
 )
+from pyro_latentde.solve.symplectic import end_slopes, hermite, symplectic_step
 
 __all__ = ["Plan", "follow", "plan_outputs", "replay_rows", "replay_within"]
 
@@ -201,9 +202,9 @@ def follow(
         k, y_new = _given_step(work.field, method, t, y, h, k1, implicit)
         if len(chunk):
             at = work.place[chunk // n_times]
-            stages = dense_stages(work.field, method, t, y, h, k) if plan.interior[n] or not exact else k
             theta = (times.reshape(-1)[chunk] - t[at]) / h[at]
-            value = interpolate(method, theta, y, h, stages, at, implicit)
+            inside = plan.interior[n] or not exact
+            value = _interpolated(work.field, method, (t, y, h, k, y_new), theta, at, implicit, inside)
             ends = plan.at_end.reshape(-1)[chunk, None]
             pieces.append(torch.where(ends, y_new[at], value) if exact else value)
         if exact:
@@ -231,12 +232,31 @@ def _given_step(
     """Stages and end of a step, by the method, or by the one of its two that each row took."""
     if method.kind == "implicit":
         return replayed_stages(field, method, t, y, h, k1)
+    if method.kind == "symplectic":
+        return symplectic_step(field, method, t, y, h, k1)
     if implicit is None or not bool(implicit.any()):
         return main_stages(field, method, t, y, h, k1)
     inner, y_inner = replayed_stages(field, method.stiff, t, y, torch.where(implicit, h, 0.0), k1)
     outer, y_outer = main_stages(field, method, t, y, torch.where(implicit, 0.0, h), k1)
     column = implicit[:, None]
     return [torch.where(column, a, b) for a, b in zip(inner, outer, strict=True)], torch.where(column, y_inner, y_outer)
+
+
+def _interpolated(
+    field: Callable[[Tensor, Tensor], Tensor],
+    method: Method,
+    step: tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor],
+    theta: Tensor,
+    at: Tensor,
+    implicit: Tensor | None,
+    inside: bool,
+) -> Tensor:
+    """Outputs of a step (t, y, h, stages, y_new); ``inside``: some lie before its end."""
+    t, y, h, k, y_new = step
+    if method.kind == "symplectic":
+        return hermite(theta, y, y_new, h, end_slopes(field, t, y, h, y_new, k) if inside else k, at)
+    stages = dense_stages(field, method, t, y, h, k) if inside else k
+    return interpolate(method, theta, y, h, stages, at, implicit)
 
 
 def _at_start(

@@ -125,12 +125,12 @@ def _solve_given(
     status = torch.where(failed, lost, status)
     rejected = (failed & started).to(torch.int64)
     trials = last_good + rejected
-    n_evals = 1 + trials * (method.stages - 1)
+    n_evals = 1 + trials * method.evals
     if not method.fsal:
         n_evals = n_evals + (trials - 1).clamp(min=0)
-    if method.dense_c:
+    if method.dense_evals:
         inside = torch.where(at_start | plan.at_end | (plan.step >= last_good[:, None]), -1, plan.step)
-        n_evals = n_evals + len(method.dense_c) * _distinct(inside)
+        n_evals = n_evals + method.dense_evals * _distinct(inside)
     taken = torch.arange(steps.shape[1], device=steps.device) < last_good[:, None]
     kept = torch.where(taken if steps.ndim == 2 else taken[..., None], steps, 0.0)
     return RowSolution(ys, status, last_good, rejected, n_evals, kept[:, : _longest(last_good)])

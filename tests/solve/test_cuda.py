@@ -15,6 +15,7 @@ from pyro_latentde.errors import SolveError
 from pyro_latentde.solve import engines
 from pyro_latentde.solve.fused import cuda, cuda_device, cuda_source
 from pyro_latentde.solve.fused.cuda_device import simulated
+from pyro_latentde.solve.methods import SYMPLECTIC
 from pyro_latentde.solve.solution import Status
 
 TIMES = torch.linspace(0, 1, 4, dtype=DOUBLE)
@@ -79,6 +80,15 @@ def test_adaptive_steps(places, method):
 def test_fixed_steps(places):
     _, counts, _ = agree(places, method="rk4", step_size=0.11)
     assert counts[1].tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize("method", SYMPLECTIC)
+def test_symplectic_steps(places, method):
+    def pendulum(t, y, p):
+        return torch.stack([y[1] + 0.1 * torch.sin(t), -p[0] * torch.sin(y[0])])
+
+    _, counts, _ = agree(places, f=pendulum, p=RATES[:, :1], method=method, step_size=0.2)
+    assert (counts[1] > 1).all()
 
 
 def test_backwards_and_alone(places):

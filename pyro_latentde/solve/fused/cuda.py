@@ -40,7 +40,7 @@ class CudaKernel(Kernel):
 
     @cached_property
     def real(self) -> torch.dtype:
-        return self.dtype if self.method.kind == "explicit" else torch.float64
+        return torch.float64 if self.method.uses_newton else self.dtype
 
     def inputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Inputs:
         """Tensors as kernels read them: not copied, where they are as they should be."""

@@ -140,17 +140,26 @@ def _state(base: str) -> Callable[[int], str]:
     return lambda i: f"w[{base} + {i}]"
 
 
-def _field(outputs: Sequence[Node]) -> tuple[str, _Body]:
+@dataclass(frozen=True)
+class _Part:
+    """Some of the outputs, and what the functions that compute them are called."""
+
+    name: str
+    begin: int
+    end: int
+
+
+def _field(outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
     body = _Body({"t": lambda: "t", "y": _state("yo")})
-    body.add(outputs)
-    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(outputs)]
-    head = "def field(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
+    body.add(outputs[part.begin : part.end])
+    body.lines += [f"w[ko + {i}] = {body.names[outputs[i]]}" for i in range(part.begin, part.end)]
+    head = f"def {part.name}(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
     return body.function(head, "return 0.0"), body
 
 
-def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
-    seeds = [graph.leaf("seed", i) for i in range(len(outputs))]
-    bars = vjp(graph, outputs, seeds)
+def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
+    seeds = [graph.leaf("seed", i) for i in range(part.begin, part.end)]
+    bars = vjp(graph, outputs[part.begin : part.end], seeds)
     body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")})
     body.add([*bars.scalars.values(), *(g for *_, g in bars.scatter), *(i for *_, i, _ in bars.scatter)])
     for matrix, g, x in bars.outer:
@@ -173,24 +182,24 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
     body.add([t_bar])
     head = (
-        "def field_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
+        f"def {part.name}_vjp(t: float, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints, g: Floats, "
         "q: Ints) -> float:"
     )
     return body.function(head, f"return {body.names[t_bar]}"), body
 
 
-def _field_jvp(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
     def tangent(node: Node) -> Node:
         if node.op == "leaf":
             return graph.leaf("leaf", node.args[0] + _TANGENT, node.args[1])
         return graph.leaf(node.op + "_dot", *node.args)
 
-    dots = jvp(graph, outputs, tangent, _TANGENT)
+    dots = jvp(graph, outputs[part.begin : part.end], tangent, _TANGENT)
     body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
     body.add(dots)
-    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
+    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots, part.begin)]
     head = (
-        "def field_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
+        f"def {part.name}_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
         "pd: Floats, od: Ints) -> float:"
     )
     return body.function(head, "return 0.0"), body
@@ -209,15 +218,22 @@ def _field_jac(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
     return body.function(head, "return 0.0"), body
 
 
-def field_source(graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False) -> FieldSource:
+def field_source(
+    graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False, halves: bool = False
+) -> FieldSource:
     """Write out ``dy/dt = f(t, y, p)`` and its vector-Jacobian product, or (``tangent``) its Jacobian-vector product.
 
     Args:
         outputs: The nodes of dy_i/dt.
         tangent: Forward mode instead of reverse mode.
         jacobian: The matrix df_i/dy_j too.
+        halves: Also the first and the second half of the field by themselves, ``field_drift`` and ``field_kick``.
     """
-    parts = [_field(outputs), _field_jvp(graph, outputs) if tangent else _field_vjp(graph, outputs)]
+    size, derivative = len(outputs), _field_jvp if tangent else _field_vjp
+    chosen = [_Part("field", 0, size)]
+    if halves:
+        chosen += [_Part("field_drift", 0, size // 2), _Part("field_kick", size // 2, size)]
+    parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
     if jacobian:
         parts.append(_field_jac(graph, outputs))
     return FieldSource(

@@ -50,9 +50,9 @@ class Kernel:
         Returns:
             The source, and the entries of the work array that it needs.
         """
-        implicit = self.method.kind != "explicit"
+        implicit, halves = self.method.uses_newton, self.method.kind == "symplectic"
         with self.graph.lock:
-            fields = field_source(self.graph, self.outputs, tangent=kind == "tangent", jacobian=implicit)
+            fields = field_source(self.graph, self.outputs, kind == "tangent", implicit, halves)
         helpers = [templates.INSERTION_POINT, templates.FIRST_STEP, fields.source]
         if implicit:
             helpers.append(templates.newton_source(self.method, self.states))

@@ -16,7 +16,8 @@ References:
 """
 
 from pyro_latentde.solve.fused.templates.adjoint import adjoint_source
-from pyro_latentde.solve.fused.templates.forward import FIRST_STEP, INSERTION_POINT, forward_source
+from pyro_latentde.solve.fused.templates.first_step import FIRST_STEP
+from pyro_latentde.solve.fused.templates.forward import INSERTION_POINT, forward_source
 from pyro_latentde.solve.fused.templates.newton import newton_source
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, record_width, work_size
 from pyro_latentde.solve.fused.templates.tangent import tangent_source

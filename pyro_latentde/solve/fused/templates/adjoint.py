@@ -3,6 +3,7 @@
 
 from pyro_latentde.solve.fused.templates.implicit import implicit_reverse
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, indent, interpolant, stage, stage_rows
+from pyro_latentde.solve.fused.templates.symplectic import symplectic_reverse
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["adjoint_source"]
@@ -17,6 +18,8 @@ def adjoint_source(method: Method, d: int, leaves: int) -> str:
     at = WorkLayout(method, d)
     if method.kind == "implicit":
         step = implicit_reverse(method, at, d)
+    elif method.kind == "symplectic":
+        step = symplectic_reverse(method, at, d)
     elif method.stiff is None:
         step = _explicit_reverse(method, at, d)
     else:
@@ -28,7 +31,7 @@ def adjoint_source(method: Method, d: int, leaves: int) -> str:
 
 def _walk_back(method: Method, at: WorkLayout, d: int, leaves: int) -> str:
     """From the last recorded step of a row to its first, each with the outputs that lie in it."""
-    slope = "" if method.kind == "explicit" else f"\n            w[{at.kap} + i] = 0.0"
+    slope = "" if not method.uses_newton else f"\n            w[{at.kap} + i] = 0.0"
     return f"""
 def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, gy: Floats,
             status: Ints, buf: Floats, spans: Ints, y0_bar: Floats, ts_bar: Floats, t0_bar: Floats, g: Floats,

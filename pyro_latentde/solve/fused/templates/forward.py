@@ -3,12 +3,14 @@
 
 from dataclasses import replace
 
+from pyro_latentde.solve.fused.templates.first_step import first_step
 from pyro_latentde.solve.fused.templates.implicit import implicit_trial
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage
 from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
+from pyro_latentde.solve.fused.templates.symplectic import hermite_output, speeds_at_ends, symplectic_trial
 from pyro_latentde.solve.methods import Method
 
-__all__ = ["FIRST_STEP", "INSERTION_POINT", "forward_source"]
+__all__ = ["INSERTION_POINT", "forward_source"]
 
 
 def forward_source(method: Method, d: int, leaves: int) -> str:
@@ -86,7 +88,7 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             offset = 0.0
             if planned > 0:
                 sign = 1.0 if hs[r * hss] > 0.0 else -1.0
-        {indent(_first_step(method, at, d, k), 2)}
+        {indent(first_step(method, at, d, k), 2)}
         last = planned == 0 if mode == 2 else span == 0.0
         if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
             if (pos + 1) * {at.width} > room:
@@ -111,7 +113,7 @@ def _place(count: str, at: WorkLayout) -> str:
 
 def _start_of_implicit(method: Method) -> str:
     """No Jacobian yet; 2 says that the first stage is f(t, y), 1 that it is the last of the step before."""
-    if method.kind == "explicit":
+    if not method.uses_newton:
         return ""
     lines = ["stale = True", "fresh = False", "age = 0", "taken = 2.0"]
     return "\n".join(lines + (["stiff = False", "hints = 0"] if method.stiff else []))
@@ -153,6 +155,8 @@ def _trial(method: Method, at: WorkLayout, d: int) -> str:
     """One step and its error; if it is too large, the step is tried again with a smaller size."""
     if method.kind == "explicit":
         taken = _explicit_trial(method, at, d)
+    elif method.kind == "symplectic":
+        taken = symplectic_trial(method, at, d)
     elif method.kind == "implicit":
         taken = f"{implicit_trial(method, at, d)}\nerror = 0.0\n{_error_norm(method, at, d)}"
     else:
@@ -245,6 +249,8 @@ def _output(method: Method, at: WorkLayout, d: int) -> str:
     if method.stiff is not None:
         inner, outer = _output(method.stiff, at, d), _output(replace(method, stiff=None), at, d)
         return f"if stiff:\n    {indent(inner, 1)}\nelse:\n    {indent(outer, 1)}"
+    if method.kind == "symplectic":
+        return hermite_output(at, d)
     weights = "\n".join(interpolant(method, "b"))
     return f"""{weights}
 for i in range({d}):
@@ -253,7 +259,7 @@ for i in range({d}):
 
 def _record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: int) -> str:
     """Implicit steps are not computed twice: their stages are stored, and how the step was taken."""
-    if method.kind == "explicit":
+    if not method.uses_newton:
         return ""
     end = stages * d
     rest = (
@@ -275,7 +281,7 @@ def _given_kind(method: Method, at: WorkLayout) -> str:
 
 
 def _after_implicit(method: Method) -> str:
-    return "" if method.kind == "explicit" else "fresh = False\nage += 1\ntaken = 1.0"
+    return "" if not method.uses_newton else "fresh = False\nage += 1\ntaken = 1.0"
 
 
 def _end_of_row(d: int) -> str:
@@ -299,11 +305,13 @@ def _end_of_row(d: int) -> str:
 def _dense_stages(method: Method, at: WorkLayout, d: int) -> str:
     """Stages that only outputs strictly inside the step need."""
     dense = "\n".join(stage(method, at, d, s, False) for s in range(len(method.c), at.stages))
+    if method.kind == "symplectic":
+        dense = speeds_at_ends(at, d)
     if not dense:
         return ""
     inside = "j < T and sign * ts[tt + j] < sign * t_new - rounding"
     beyond = "mode == 2 and last and abs(ts[tt + T - 1] - t_new) > rounding"
-    return f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {len(method.dense_c)}"
+    return f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {method.dense_evals}"
 
 
 def _last_stage(method: Method, at: WorkLayout, d: int) -> str:
@@ -319,44 +327,6 @@ def _fresh_slope(method: Method, at: WorkLayout) -> str:
         return ""
     return f"if accepted > 0 and not retry:\n    field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)\n    evals += 1"
 
-
-def _first_step(method: Method, at: WorkLayout, d: int, k: int) -> str:
-    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169; emitted as a call of a helper."""
-    if not method.errors:
-        return ""
-    return (
-        f"elif span != 0.0 and code == 0:\n"
-        f"    h = sign * first_step(t, abs(span), sign, rtol, atol, {1.0 / k!r}, {d}, "
-        f"w, {at.y}, {at.y_new}, {at.k}, {at.ys}, {at.scratch}, p, o)\n"
-        f"    evals += 1"
-    )
-
-
-FIRST_STEP = """
-def first_step(t: float, span: float, sign: float, rtol: float, atol: float, power: float, d: int, w: Floats, y: int,
-               y1: int, k: int, k1: int, ws: int, p: Floats, o: Ints) -> float:
-    d0 = 0.0
-    d1 = 0.0
-    for i in range(d):
-        scale = atol + rtol * abs(w[y + i])
-        d0 += (w[y + i] / scale) ** 2
-        d1 += (w[k + i] / scale) ** 2
-    d0 = math.sqrt(d0 / d)
-    d1 = math.sqrt(d1 / d)
-    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    h0 = min(h0, span)
-    for i in range(d):
-        w[y1 + i] = w[y + i] + sign * h0 * w[k + i]
-    field(t + sign * h0, w, y1, k1, ws, p, o)
-    d2 = 0.0
-    for i in range(d):
-        scale = atol + rtol * abs(w[y + i])
-        d2 += ((w[k1 + i] - w[k + i]) / scale) ** 2
-    d2 = math.sqrt(d2 / d) / h0
-    h1 = max(1e-6, 1e-3 * h0) if d1 <= 1e-15 and d2 <= 1e-15 else (0.01 / max(d1, d2)) ** power
-    h = min(100.0 * h0, h1, span)
-    return h if 0.0 < h < np.inf and d2 < np.inf else 1e-6 * span
-"""
 
 INSERTION_POINT = """
 def insertion_point(p: Floats, start: int, stride: int, size: int, right: bool, value: float) -> int:

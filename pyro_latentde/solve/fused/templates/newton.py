@@ -21,7 +21,7 @@ MOST_EXACT = 20  # where every iteration has a Jacobian of its own
 
 def newton_source(method: Method, d: int) -> str:
     """``lu_factor``, ``lu_solve``, ``lu_solve_transposed``, ``newton_matrix`` and ``newton``, where they are needed."""
-    if method.kind == "explicit":
+    if not method.uses_newton:
         return ""
     at = WorkLayout(method, d)
     return _LU.replace("DIM", str(d)) + _newton(at, d)

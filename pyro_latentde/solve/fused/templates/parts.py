@@ -54,11 +54,11 @@ class WorkLayout:
         self.y, self.y_new, self.lam, self.bar, self.y_dot = (i * d for i in range(5))
         self.k = 5 * d
         self.ys = self.k + self.stages * d
-        self.k_bar = self.ys + self.stages * d
+        self.k_bar = self.ys + max(self.stages, len(method.kicks)) * d
         end = self.k_bar + self.stages * d
         self.width = d + 2  # of a record: t, h, y
         self.plan = 1  # numbers of a given step
-        if method.kind != "explicit":
+        if method.uses_newton:
             self.base, self.z, self.delta, self.kap, self.pivots = (end + i * d for i in range(5))
             self.jac = end + 5 * d
             self.lu = self.jac + d * d

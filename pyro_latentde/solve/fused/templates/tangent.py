@@ -3,6 +3,7 @@
 
 from pyro_latentde.solve.fused.templates.implicit import implicit_tangent_step
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage_rows
+from pyro_latentde.solve.fused.templates.symplectic import hermite_tangent, symplectic_tangent_step
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["tangent_source"]
@@ -13,10 +14,12 @@ def tangent_source(method: Method, d: int, leaves: int) -> str:
     at = WorkLayout(method, d)
     k_dot = at.k_bar
     stages, end = _stages(method, at, d), f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
+    if method.kind == "symplectic":
+        end = f"w[{at.y_dot} + i] = w[{at.bar} + i]"
     if method.stiff is not None:
         other = f"w[{at.y_dot} + i] += h * ({combine(method.stiff.b, str(k_dot), d)})"
         end = _by_kind(at, end, other)
-    if method.kind != "explicit":
+    if method.uses_newton:
         end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
@@ -62,6 +65,8 @@ def _stages(method: Method, at: WorkLayout, d: int) -> str:
     """Stages of a step and their tangents."""
     if method.kind == "implicit":
         return implicit_tangent_step(method, at, d)
+    if method.kind == "symplectic":
+        return symplectic_tangent_step(method, at, d)
     parts = []
     for s, (c, a) in enumerate(stage_rows(method)):
         parts.append(
@@ -79,6 +84,8 @@ def _stages(method: Method, at: WorkLayout, d: int) -> str:
 
 def _output(method: Method, at: WorkLayout, d: int) -> str:
     """The tangent of an output inside a step."""
+    if method.kind == "symplectic":
+        return hermite_tangent(at, d)
     weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
     inside = f"""{weights}
 for i in range({d}):
