@@ -132,6 +132,38 @@ def test_failed_rows_and_neighbours():
         assert (again[1][3] == 0).all()
 
 
+def test_symplectic_steps():
+    def gradient(budget):
+        inputs = [tensor(1.0, 0.2).expand(4, 2).clone().requires_grad_(), tensor(1.0, 2.0, 3.0, 4.0).requires_grad_()]
+        settings = {"method": "leapfrog", "step_size": 0.01, "memory_budget": budget}
+        ys = lde.odesolve(lambda t, y, p: torch.stack([y[1], -p * torch.sin(y[0])]), inputs[0], TIMES, inputs[1],
+                          **settings).ys  # fmt: skip
+        return torch.autograd.grad(ys.square().sum(), inputs)
+
+    for budget in ("300 KB", "30 KB"):
+        for a, b in zip(gradient(None), gradient(budget), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-11)
+
+
+def test_networks_whose_rows_are_solved_side_by_side():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 20), torch.nn.ELU(), torch.nn.Linear(20, 4)).double()
+    y0 = torch.rand(150, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+
+    def gradient(budget):
+        solution = lde.odesolve(lambda t, y: net(y), y0, TIMES[:2], rtol=1e-9, memory_budget=budget, engine="fused")
+        return torch.autograd.grad(solution.ys.square().sum(), tuple(net.parameters())), solution
+
+    plain, solution = gradient(None)
+    steps = find_steps(solution._report)
+    longest = int((steps.spans[1::2] - steps.spans[::2]).max()) * 8 * steps.width
+    for budget in (steps.nbytes // 2, 40 * longest):
+        again, solution = gradient(budget)
+        assert not find_steps(solution._report).complete
+        assert_equal(plain, again)
+    with pytest.raises(SolveError, match=r"rows of networks cannot be cut.*Expected at least \S+ KB"):
+        gradient(longest)
+
+
 def test_times_on_both_sides_and_backwards():
     def both(budget):
         p = RATES.clone().requires_grad_()

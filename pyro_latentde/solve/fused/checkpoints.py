@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.fused.records import Arrays, rows_of
 from pyro_latentde.solve.memory import Allowance, readable, tell_once
 
@@ -72,7 +73,7 @@ class Keeping:
             if records is None:
                 thin.append((lo, hi, None))
                 continue
-            ends = 8 * self.width * spans[2 * lo + 1 : 2 * hi : 2]
+            ends = 8 * self.width * np.maximum.accumulate(spans[2 * lo + 1 : 2 * hi : 2])
             middle = lo + int(np.searchsorted(ends, left, side="right"))
             if middle > lo:
                 size = int(ends[middle - lo - 1])
@@ -135,13 +136,12 @@ class Again:
         return 8 * self.width * (self.counts.item(r) + 2) > self.share
 
     def whole_row(self, r: int) -> str:
-        """Why forward derivatives of row r cannot be had."""
+        """What it would take to keep the steps of row r at once."""
         size = 8 * self.width * (self.counts.item(r) + 2)
         return (
-            f"forward derivatives go through whole rows: the {self.counts[r]:,} steps of row {r} need "
-            f"{readable(size)}; memory_budget = {readable(self.budget)} leaves {readable(self.share)} for each of "
-            f"{self.threads} threads. Expected at least {readable(2.1 * self.threads * size)}, or reverse mode with "
-            f'gradient="discrete".'
+            f"the {self.counts[r]:,} steps of row {r} need {readable(size)}, and memory_budget = "
+            f"{readable(self.budget)} leaves {readable(self.share)} for each of {self.threads} threads. Expected at "
+            f"least {readable(2.1 * self.threads * size)}."
         )
 
     def records(self, lo: int, hi: int, spans: np.ndarray, buffer: np.ndarray) -> tuple[int, np.ndarray]:
@@ -149,10 +149,10 @@ class Again:
 
         ``spans`` of these rows say where each lies; ``buffer`` is used if it is large enough.
         """
-        needed = self.counts[lo:hi] + 2
-        sizes = np.cumsum(8 * (self.width * needed + self.inputs.points * self.kernel.states))
+        most = np.maximum.accumulate(self.counts[lo:hi]) + 2
+        sizes = 8 * np.arange(1, hi - lo + 1) * (self.width * most + self.inputs.points * self.kernel.states)
         rows = max(1, int(np.searchsorted(sizes, min(self.share, CACHED), side="right")))
-        room = int(needed[:rows].sum())
+        room = self.kernel.room(self.counts[lo : lo + rows])
         while True:
             if buffer.size < room * self.width:
                 buffer = np.empty(room * self.width)
@@ -177,6 +177,8 @@ class Again:
         def values(lo: int, hi: int) -> None:
             for r in range(lo, hi):
                 if forgotten[r] and self.is_long(r):
+                    if not self.kernel.cuts:
+                        raise SolveError(f"rows of networks cannot be cut: {self.whole_row(r)}")
                     self.kernel.long_rows.check(self, r)
                     self.kernel.long_rows.values(self, r, ys, report)
 

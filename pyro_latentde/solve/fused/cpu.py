@@ -37,12 +37,12 @@ class _Pool:
         self.owner, self.executor = 0, None
         self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def map(self, task: Callable[[int, int], Any], rows: int) -> list[Any]:
+    def map(self, task: Callable[[int, int], Any], rows: int, chunk: int) -> list[Any]:
         """``task(lo, hi)`` over blocks of whole chunks; results in order of rows."""
         if rows < SERIAL or self.threads == 1:
             return [task(0, rows)]
         size = max(BLOCK, rows // (4 * self.threads))
-        size = -(-min(size, -(-rows // self.threads)) // CHUNK) * CHUNK
+        size = -(-min(size, -(-rows // self.threads)) // chunk) * chunk
         bounds = [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
         results: list[Any] = [None] * len(bounds)
         waiting = deque(range(len(bounds)))
@@ -114,10 +114,26 @@ class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
     steps_per_row: float = 64.0
+    cuts = True  # rows too long for the memory go through segment by segment
 
     def _build(self, kind: str) -> tuple[Callable, int]:
         source, size = self.source(kind)
         return load_kernel(source, kind, SMALL), size
+
+    def chunk(self, rows: int) -> int:
+        """Rows whose shared-parameter gradients are summed together: whatever the threads, or sums would differ."""
+        return CHUNK
+
+    def forward_kernel(self, a: Arrays) -> tuple[Callable, int, int]:
+        """The kernel for such inputs, and the scratch it needs: numbers, and positions."""
+        return *self._forward, self.leaves
+
+    def adjoint_kernel(self, a: Arrays) -> tuple[Callable, int, int]:
+        return *self._adjoint, self.leaves
+
+    def expect(self, taken: list[int], spans: np.ndarray) -> None:
+        """How many steps rows will take, by those they have taken: where blocks of records and those of rows end."""
+        self.steps_per_row = 0.5 * self.steps_per_row + sum(taken) / len(spans)
 
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
@@ -130,6 +146,10 @@ class CpuKernel(Kernel):
     @cached_property
     def _tangent(self) -> tuple[Callable, int]:
         return self._build("tangent")
+
+    def room(self, counts: np.ndarray) -> int:
+        """Records that rows with so many steps need."""
+        return int(counts.sum()) + 2 * len(counts)
 
     @cached_property
     def long_rows(self) -> LongRows:
@@ -151,8 +171,8 @@ class CpuKernel(Kernel):
         spans: np.ndarray,
     ) -> int:
         """Solve rows; returns the first that was not, since ``records`` had no room for its steps."""
-        kernel, size = self._forward
-        w, o, _ = _SCRATCH.of(size, self.leaves)
+        kernel, size, positions = self.forward_kernel(a)
+        w, o, _ = _SCRATCH.of(size, positions)
         return kernel(
             lo, hi, a.rows, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, 0, a.offsets,
             a.layout.strides, ys, report, control.rtol, control.atol, control.max_steps, control.mode, control.step,
@@ -200,40 +220,40 @@ class CpuKernel(Kernel):
                 row, room = end, room if end == row + rows else 2 * room
             return blocks
 
-        blocks = [block for part in _POOL.map(task, a.rows) for block in part]
+        blocks = [block for part in _POOL.map(task, a.rows, CHUNK) for block in part]
         if not token:
             return Record(ys, report, None)
         again = None
         if keeping.full:
             again = Again(self, control, a, plan, report[1], width, keeping.allowance.limit, _POOL.threads)
             blocks = keeping.thinned(blocks, spans)
-            again.prepare(blocks, ys, report, token, _POOL.map)
+            again.prepare(blocks, ys, report, token, partial(_POOL.map, chunk=CHUNK))
             tell(report[1], width, blocks, keeping.allowance.limit, budget)
         elif a.rows:
-            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
+            self.expect(taken, spans)
         return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a, again))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
-        kernel, size = self._adjoint
-        at = a.layout
-        chunks = -(-a.rows // CHUNK)
+        kernel, size, positions = self.adjoint_kernel(a)
+        at, chunk = a.layout, self.chunk(a.rows)
+        chunks = -(-a.rows // chunk)
         i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
         bars = np.zeros(k + at.size + chunks * at.shared_size)
         y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
         spans = steps.places()
 
         def task(lo: int, hi: int) -> None:
-            w, o, q = _SCRATCH.of(size, self.leaves)
+            w, o, q = _SCRATCH.of(size, positions)
             tail = (spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides, at.chunk_strides)
-            for row, end, records in steps.pieces(lo, hi, spans, CHUNK if at.shared_size else 0, cut=True):
-                head = (row, end, row // CHUNK, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy)
+            for row, end, records in steps.pieces(lo, hi, spans, chunk if at.shared_size else 0, cut=True):
+                head = (row, end, row // chunk, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy)
                 if records is None:
                     self.long_rows.reverse(steps.again, row, (*head, steps.status), tail)
                 else:
                     kernel(*head, steps.status, records, *tail, w, o, q)
 
-        _POOL.map(task, a.rows)
+        _POOL.map(task, a.rows, chunk)
         if at.shared_size:
             g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
         return Bars(y0_bar, ts_bar, t0_bar, g, _all_finite(bars))
@@ -258,11 +278,11 @@ class CpuKernel(Kernel):
             w, o, od = _SCRATCH.of(size, self.leaves)
             for row, end, records in steps.pieces(lo, hi, spans, cut=True):
                 if records is None:
-                    raise GradientPathError(steps.again.whole_row(row))
+                    raise GradientPathError(f"forward derivatives go through whole rows: {steps.again.whole_row(row)}")
                 kernel(
                     row, end, a.points, a.times, a.times_stride, 0, a.offsets, a.layout.strides, p_dot,
                     p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, spans, *flat, out, w, o, od,
                 )  # fmt: skip
 
-        _POOL.map(task, a.rows)
+        _POOL.map(task, a.rows, CHUNK)
         return out
