@@ -159,7 +159,8 @@ def test_networks_whose_rows_are_solved_side_by_side():
     for budget in (steps.nbytes // 2, 40 * longest):
         again, solution = gradient(budget)
         assert not find_steps(solution._report).complete
-        assert_equal(plain, again)
+        for a, b in zip(plain, again, strict=True):  # lanes add up what their rows give, and have other rows now
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(a.abs().max()))
     with pytest.raises(SolveError, match=r"rows of networks cannot be cut.*Expected at least \S+ KB"):
         gradient(longest)
 
