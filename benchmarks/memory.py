@@ -21,9 +21,9 @@ from benchmarks.measure import machine  # noqa: E402
 __all__ = ["run"]
 
 BUDGETS = {
-    "lorenz": (None, "50 MB", "5 MB", "500 KB", "60 KB"),
-    "lorenz_long": (None, "5 MB", "500 KB"),
-    "network": (None, "100 MB", "20 MB"),
+    "lorenz": (None, "50 MB", "2 MB"),
+    "lorenz_long": (None, "1 MB"),
+    "network": (None, "50 MB", "5 MB"),
 }
 
 
@@ -38,8 +38,8 @@ def _problem(name: str) -> tuple:
     if name == "network":
         net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 16)).double()
         y0 = torch.rand(64, 16, dtype=torch.float64, generator=generator)
-        return lambda t, y: net(y), y0, 5.0, tuple(net.parameters()), {"engine": "torch", "step_size": 0.01}
-    rows, end = (512, 80.0) if name == "lorenz" else (16, 800.0)
+        return lambda t, y: net(y), y0, 2.0, tuple(net.parameters()), {"engine": "torch", "step_size": 0.01}
+    rows, end = (512, 40.0) if name == "lorenz" else (8, 400.0)
     y0 = 1.0 + torch.rand(rows, 3, dtype=torch.float64, generator=generator)
     p = torch.tensor([10.0, 28.0, 8.0 / 3.0], dtype=torch.float64).requires_grad_()
     return _lorenz, y0, end, (p,), {"rtol": 1e-9, "atol": 1e-9, "max_steps": 1_000_000}
