@@ -16,7 +16,7 @@ from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, ti
 from pyro_latentde.solve.stepper import solve_rows
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
-__all__ = ["TorchSolve", "replay_function", "require_sorted", "solve_outputs"]
+__all__ = ["TorchSolve", "per_row", "replay_function", "require_sorted", "solve_outputs"]
 
 BatchedField = Callable[..., Tensor]
 MakeField = Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]
@@ -56,7 +56,7 @@ def require_sorted(times: Tensor, times_shared: bool, t0: Tensor, t0_shared: boo
         raise DataError("under vmap or grad over times, the times must be sorted, running away from t0 to one side.")
 
 
-def _per_row(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
+def per_row(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.expand(rows, *t.shape) if one else t for t, one in zip(tensors, shared, strict=True)]
 
 
@@ -66,6 +66,7 @@ def replay_function(
     method: Method,
     count: int,
     budget: int | None = None,
+    along: Callable[..., Tensor] | None = None,
 ) -> TorchRows:
     """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
 
@@ -74,16 +75,20 @@ def replay_function(
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
         budget: Bytes for what the derivative keeps, None for half of what is free.
+        along: Takes the steps again, as :func:`~pyro_latentde.solve.replay.replay_rows` does, which is taken without.
     """
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
-        starts = tuple(_per_row(rows, shared[:3], tensors[:3]))
+        starts = tuple(per_row(rows, shared[:3], tensors[:3]))
 
         def field(leaves: Sequence[Tensor]) -> BatchedField:
             return make_field(leaves, shared[3:count])
 
-        ys = replay_within(field, starts, tensors[3:count], h.to(starts[0]), method, budget)
+        if along is None:
+            ys = replay_within(field, starts, tensors[3:count], h.to(starts[0]), method, budget)
+        else:
+            ys = along(field(tensors[3:count]), *starts, h.to(starts[0]), method)
         good = (status == 0).to(ys.device)[:, None, None]
         # a failed row has zero gradient, and no NaN may reach the others' through a product with it
         return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
@@ -118,7 +123,7 @@ class TorchSolve(RowFunction):
         self.wrt = tuple(range(3 + leaves))
 
     def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
-        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
+        y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
         f = self.make_field(tensors[3:], shared[3:])
         return solve_rows(f, y0, times, t0, self.method, **self.control)
 

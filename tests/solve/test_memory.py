@@ -305,3 +305,8 @@ def test_budgets_from_outside(monkeypatch):
     assert set(kept) == {50_000, 60_000}
     with pytest.raises(SolveError, match="memory_budget"), lde.solver(memory_budget="much"):
         pass
+
+
+def test_a_delay_equation_has_no_budget():
+    with pytest.raises(SolveError, match="memory_budget = '1 GB': a delay equation looks back"):
+        lde.ddesolve(lambda t, y, lagged: -lagged[0], torch.ones(1), 1.0, torch.linspace(0, 2, 3), memory_budget="1 GB")
