@@ -104,11 +104,7 @@ def ddesolve(
     _check_settings(method, gradient, engine)
     posed = pose_delays(f, history, lags, times, params, t0, event_dims, on_failure == "raise" and replay is None)
     first = posed.problem
-    if memory_budget is not None:
-        raise SolveError(
-            f"memory_budget = {memory_budget!r}: a delay equation looks back at all of its steps, so none can be left "
-            "out; expected None. Solve fewer rows at once."
-        )
+    _no_budget(memory_budget)
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
@@ -157,6 +153,14 @@ def _check_settings(method: str | None, gradient: str, engine: str) -> None:
         )
     if engine == "torchdiffeq":
         raise SolveError('engine="torchdiffeq" does not solve delay equations; expected "auto", "fused" or "torch".')
+
+
+def _no_budget(memory_budget: Any) -> None:
+    if memory_budget is not None:
+        raise SolveError(
+            f"memory_budget = {memory_budget!r}: a delay equation looks back at all of its steps, so none can be left "
+            "out; expected None. Solve fewer rows at once."
+        )
 
 
 def _check_method(method: str) -> None:
