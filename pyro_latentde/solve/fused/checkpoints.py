@@ -78,7 +78,7 @@ class Keeping:
             if middle > lo:
                 size = int(ends[middle - lo - 1])
                 left -= size
-                thin.append((lo, middle, records[: size // 8].copy()))
+                thin.append((lo, middle, records[: size // 8] if middle == hi else records[: size // 8].copy()))
             if middle < hi:
                 thin.append((middle, hi, None))
         return thin
