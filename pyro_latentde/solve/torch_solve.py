@@ -12,8 +12,10 @@ from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.replay import replay_within
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
+from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, tie_to
 from pyro_latentde.solve.stepper import solve_rows
+from pyro_latentde.solve.stops import Stops
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
 __all__ = ["TorchSolve", "per_row", "replay_function", "require_sorted", "solve_outputs"]
@@ -67,6 +69,7 @@ def replay_function(
     count: int,
     budget: int | None = None,
     along: Callable[..., Tensor] | None = None,
+    stops: Stops | None = None,
 ) -> TorchRows:
     """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
 
@@ -76,19 +79,22 @@ def replay_function(
         count: Number of inputs without the report.
         budget: Bytes for what the derivative keeps, None for half of what is free.
         along: Takes the steps again, as :func:`~pyro_latentde.solve.replay.replay_rows` does, which is taken without.
+        stops: What happens at the stops, whose tensors are the last of these inputs.
     """
+    last = count - (0 if stops is None else len(stops.names))
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
         starts = tuple(per_row(rows, shared[:3], tensors[:3]))
 
-        def field(leaves: Sequence[Tensor]) -> BatchedField:
-            return make_field(leaves, shared[3:count])
+        def make(leaves: Sequence[Tensor], times: Tensor, t0: Tensor) -> tuple[BatchedField, RowStops | None]:
+            moments = per_row(rows, shared[last:count], leaves[last - 3 :])
+            return make_field(leaves[: last - 3], shared[3:last]), RowStops.of(stops, moments, times, t0)
 
         if along is None:
-            ys = replay_within(field, starts, tensors[3:count], h.to(starts[0]), method, budget)
+            ys = replay_within(make, starts, tensors[3:count], h.to(starts[0]), method, budget)
         else:
-            ys = along(field(tensors[3:count]), *starts, h.to(starts[0]), method)
+            ys = along(make_field(tensors[3:count], shared[3:count]), *starts, h.to(starts[0]), method)
         good = (status == 0).to(ys.device)[:, None, None]
         # a failed row has zero gradient, and no NaN may reach the others' through a product with it
         return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
@@ -116,16 +122,20 @@ class TorchSolve(RowFunction):
         step_size: float | None,
         replay: Tensor | None,
         budget: int | None = None,
+        stops: Stops | None = None,
     ) -> None:
         super().__init__()
-        self.make_field, self.leaves, self.method, self.budget = make_field, leaves, method, budget
+        self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.budget, self.stops = budget, stops
         self.control = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "step_size": step_size, "steps": replay}
         self.wrt = tuple(range(3 + leaves))
 
     def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
         y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
-        f = self.make_field(tensors[3:], shared[3:])
-        return solve_rows(f, y0, times, t0, self.method, **self.control)
+        last = len(tensors) - (0 if self.stops is None else len(self.stops.names))
+        f = self.make_field(tensors[3:last], shared[3:last])
+        stops = RowStops.of(self.stops, per_row(rows, shared[last:], tensors[last:]), times, t0)
+        return solve_rows(f, y0, times, t0, self.method, **self.control, stops=stops)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         if self.control["steps"] is None:
@@ -150,7 +160,7 @@ class TorchSolve(RowFunction):
         return steps.h, steps.status
 
     def replayed(self) -> TorchRows:
-        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, self.budget)
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, self.budget, stops=self.stops)
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())

@@ -231,7 +231,8 @@ class CpuKernel(Kernel):
             tell(report[1], width, blocks, keeping.allowance.limit, budget)
         elif a.rows:
             self.expect(taken, spans)
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a, again))
+        kind = self.method.kind
+        return Record(ys, report, Steps(blocks, spans, report[0], width, kind, self.stops is not None, a, again))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""

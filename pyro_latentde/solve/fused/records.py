@@ -28,16 +28,17 @@ class SolvesAgain(Protocol):
 class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
-    A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps also its stages,
-    and how it was taken (0 explicit, else implicit). Records of None were not kept: ``again`` makes them. ``inputs``
-    are those of the solve.
+    A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps (of ``kind``)
+    also its stages, and last how it was taken (0 explicit, else implicit); ``stopping``: where it ended too. Records of
+    None were not kept: ``again`` makes them. ``inputs`` are those of the solve.
     """
 
     blocks: list[tuple[int, int, np.ndarray | None]]
     spans: np.ndarray
     status: np.ndarray
     width: int
-    switching: bool
+    kind: str
+    stopping: bool
     inputs: "Arrays"
     again: SolvesAgain | None = None
 
@@ -90,8 +91,13 @@ class Steps:
         return self._columns(1)[..., 0]
 
     def plan(self) -> np.ndarray:
-        """The steps as they are taken again: sizes, and where methods alternate ``(rows, most steps, 2)`` with how."""
-        return self._columns(1, self.width - 1) if self.switching else self.sizes()
+        """The steps as they are taken again: sizes; where methods alternate or steps end at stops, see RowSolution."""
+        if self.kind != "switching" and not self.stopping:
+            return self.sizes()
+        how = () if self.kind == "explicit" else (self.width - 1,)
+        where = (self.width - (1 if self.kind == "explicit" else 2),) if self.stopping else ()
+        found = self._columns(1, *how, *where)
+        return found if how else np.insert(found, 1, 0.0, axis=2)
 
     def _columns(self, *columns: int) -> np.ndarray:
         spans, found = self.places(), []
