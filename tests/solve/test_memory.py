@@ -310,3 +310,19 @@ def test_budgets_from_outside(monkeypatch):
 def test_a_delay_equation_has_no_budget():
     with pytest.raises(SolveError, match="memory_budget = '1 GB': a delay equation looks back"):
         lde.ddesolve(lambda t, y, lagged: -lagged[0], torch.ones(1), 1.0, torch.linspace(0, 2, 3), memory_budget="1 GB")
+
+
+@pytest.mark.parametrize("budget", ["1.5 MB", "80 KB"])
+def test_jumps_of_the_field(budget):
+    """Rows solved again, and rows cut: steps that end at jumps are frozen and thawed like all others."""
+
+    def switched(t, y, p):
+        return torch.where(t > p[2], p[1], p[0]) * y + torch.where(t > p[3], 1.0, 0.0)
+
+    def gradient(budget):
+        p = tensor(-1.0, -0.3, 1.0, 2.2).expand(20, 4).clone().requires_grad_()
+        settings = {"jumps": p[:, 2:], "t0": 0.0, "step_size": 0.002, "memory_budget": budget}
+        ys = lde.odesolve(switched, torch.ones(20, 1, dtype=DOUBLE), tensor(0.5, 1.0, 3.0), p, **settings).ys
+        return torch.autograd.grad(ys.square().sum(), p)[0]
+
+    torch.testing.assert_close(gradient(budget), gradient(None), rtol=1e-12, atol=1e-12)
