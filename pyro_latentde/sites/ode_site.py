@@ -62,8 +62,9 @@ def ode(
             oscillating or chaotic systems. Its sites are "shots" and "continuity".
         events: An :class:`~pyro_latentde.Event`, or several. What happened is returned too, and its times are the
             deterministic site ``"{name}.events"``, ``(*batch, E)``, padded with NaN.
-        settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
-            :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from outside.
+        settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps``,
+            ``memory_budget`` of :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from
+            outside.
 
     Returns:
         The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is

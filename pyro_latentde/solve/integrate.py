@@ -49,6 +49,7 @@ def odesolve(
     on_failure: str = "raise",
     replay: Solution | None = None,
     events: Event | Sequence[Event] | None = None,
+    memory_budget: int | str | None = None,
 ) -> Solution:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
 
@@ -87,6 +88,9 @@ def odesolve(
             ends where the event is now.
         events: An :class:`Event`, or several: what happens where a condition on the state changes sign. The first
             event of a row is taken first; ``solution.events`` tells what happened.
+        memory_budget: Most memory that the steps may take until the gradient is asked for, in bytes or as ``"2 GB"``;
+            None: half of what the machine has free. What does not fit is solved again during the backward pass (and
+            once more for rows too long even alone), which gives the same gradient.
 
     Returns:
         The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
@@ -118,7 +122,7 @@ def odesolve(
     problems = pose(f, y0, times, params, t0, event_dims, given, as_events(events))
     first = problems[0]
     settings = SolveSettings.checked(
-        method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
+        method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype, memory_budget
     )
     _check_events(problems, settings)
     engine_name, reason = choose_engine(first, engine, gradient, settings.method)
@@ -168,6 +172,8 @@ def _check_events(problems: list[Problem], settings: SolveSettings) -> None:
             "events together with doses, jumps or inputs with knots are not solved: write the input as a function of t "
             "in the field, or the events as times of jumps."
         )
+    if settings.memory_budget is not None:
+        raise SolveError("memory_budget: steps of a solve with events are always kept; leave it out.")
     if len(problems) > 1:
         raise SolveError("events with times to both sides of t0: solve each side by itself.")
     if get_method(settings.method).kind == "symplectic":

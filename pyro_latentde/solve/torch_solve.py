@@ -11,11 +11,12 @@ from pyro_latentde.errors import DataError
 from pyro_latentde.solve.event_replay import replay_events
 from pyro_latentde.solve.event_rows import MakeEvents
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.replay import replay_within
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
 from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, tie_to
-from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.stepper import solve_rows
 from pyro_latentde.solve.stops import Stops
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
@@ -68,7 +69,8 @@ def replay_function(
     find: Callable[[int, tuple[bool, ...], Sequence[Tensor]], tuple[Tensor, Tensor]],
     method: Method,
     count: int,
-    along: Callable[..., Tensor] = replay_rows,
+    budget: int | None = None,
+    along: Callable[..., Tensor] | None = None,
     stops: Stops | None = None,
     make_events: MakeEvents | None = None,
     room: int = 0,
@@ -81,7 +83,8 @@ def replay_function(
         make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
-        along: Takes the steps again, as :func:`replay_rows` does.
+        budget: Bytes for what the derivative keeps, None for half of what is free.
+        along: Takes the steps again, as :func:`~pyro_latentde.solve.replay.replay_rows` does, which is taken without.
         stops: What happens at the stops, whose tensors are the last of these inputs.
         make_events: As ``make_field``, to the events.
         room: E, most events of a row.
@@ -90,15 +93,21 @@ def replay_function(
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
-        y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
-        f = make_field(tensors[3:last], shared[3:last])
-        moments = RowStops.of(stops, per_row(rows, shared[last:count], tensors[last:count]), times, t0)
-        further = () if moments is None else (moments,)
-        events = None if make_events is None else make_events(tensors[3:count], shared[3:count])
-        take_again = along if events is None else replay_events
-        out = take_again(f, y0, times, t0, h.to(y0), method, *(further if events is None else (events,)))
-        good = (status == 0).to(y0.device)
-        return [_where_good(good, x) for x in ((out,) if events is None else out)]
+        starts = tuple(per_row(rows, shared[:3], tensors[:3]))
+
+        def make(leaves: Sequence[Tensor], times: Tensor, t0: Tensor) -> tuple[BatchedField, RowStops | None]:
+            moments = per_row(rows, shared[last:count], leaves[last - 3 :])
+            return make_field(leaves[: last - 3], shared[3:last]), RowStops.of(stops, moments, times, t0)
+
+        h, own = h.to(starts[0]), (tensors[3:count], shared[3:count])
+        if make_events is not None:
+            out = replay_events(make_field(*own), *starts, h, method, make_events(*own))
+        elif along is None:
+            out = (replay_within(make, starts, tensors[3:count], h, method, budget),)
+        else:
+            out = (along(make_field(*own), *starts, h, method),)
+        good = (status == 0).to(starts[0].device)
+        return [_where_good(good, x) for x in out]
 
     def empty(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         found = solve_outputs(rows, tensors, room)
@@ -129,13 +138,14 @@ class TorchSolve(RowFunction):
         max_steps: int,
         step_size: float | None,
         replay: Tensor | None,
+        budget: int | None = None,
         stops: Stops | None = None,
         events: MakeEvents | None = None,
         room: int = 0,
     ) -> None:
         super().__init__()
-        self.make_field, self.leaves, self.method, self.stops = make_field, leaves, method, stops
-        self.make_events, self.room = events, room
+        self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.budget, self.stops, self.make_events, self.room = budget, stops, events, room
         if events is not None:
             self.differentiable, self.follows = (0, 2, 3), (None,) * 5
         self.control = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "step_size": step_size, "steps": replay}
@@ -173,8 +183,8 @@ class TorchSolve(RowFunction):
         return steps.h, steps.status
 
     def replayed(self) -> TorchRows:
-        further = {"make_events": self.make_events, "room": self.room, "stops": self.stops}
-        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, **further)
+        further = {"stops": self.stops, "make_events": self.make_events, "room": self.room}
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, self.budget, **further)
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())

@@ -43,7 +43,7 @@ class Kernel:
         """What kinds of events there are."""
         return () if self.events is None else self.events.traits
 
-    def room(self, rows: int) -> list[np.ndarray]:
+    def event_arrays(self, rows: int) -> list[np.ndarray]:
         """Of events: times ``(R, E)`` and states ``(R, E, D)``, zero; nothing without events."""
         size = capacity(self.traits)
         return [np.zeros((rows, size)), np.zeros((rows, size, self.states))] if size else []
@@ -56,6 +56,11 @@ class Kernel:
     def width(self) -> int:
         """Numbers that are stored for each accepted step."""
         return templates.record_width(self.method, self.states, self.stops, self.traits)
+
+    @property
+    def carried(self) -> int:
+        """Entries of the work array that a step may hand to the next."""
+        return templates.WorkLayout(self.method, self.states, self.stops, self.leaves).scratch
 
     def source(self, kind: str) -> tuple[str, int]:
         """Source with a function named ``kind``, ``"forward"``, ``"adjoint"`` or ``"tangent"``.
