@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
-LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
 
 _LOG = logging.getLogger("pyro_latentde")
 
@@ -44,7 +43,7 @@ def _llvm_missing() -> bool:
     return missing
 
 
-def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, str]:
+def choose_engine(problem: Problem, engine: str, gradient: str, method: str) -> tuple[str, str]:
     """The engine for a problem, and why.
 
     Raises:
@@ -58,18 +57,25 @@ def choose_engine(problem: Problem, engine: str, gradient: str) -> tuple[str, st
         raise SolveError(f'gradient="adjoint" is computed by engine="torchdiffeq"; got engine={engine!r}.')
     if engine in ("torch", "torchdiffeq"):
         return engine, "as asked"
-    obstacle = _why_not_fused(problem)
+    obstacle = _why_not_fused(problem, method)
     if obstacle is None:
-        where = ", one thread of the device for each row" if on_device(problem.tensors[0]) else ""
-        return "fused", f"the field compiles to one kernel{where}"
+        return "fused", problem.info.kernels["why", method]
     if engine == "fused":
         raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
     return "torch", obstacle
 
 
-def _why_not_fused(problem: Problem) -> str | None:
-    found = traced(problem)
-    return found if isinstance(found, str) else None
+def _why_not_fused(problem: Problem, method: str) -> str | None:
+    kernels, found = problem.info.kernels, traced(problem)
+    if isinstance(found, str):
+        return found
+    if ("why", method) not in kernels:
+        from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
+
+        device = on_device(problem.tensors[0])
+        kernels["why not", method] = too_large(found, get_method(method), device)
+        kernels["why", method] = why_fused(found, get_method(method), device)
+    return kernels["why not", method]
 
 
 def traced(problem: Problem) -> Any:
@@ -106,7 +112,6 @@ def on_device(y0: Tensor) -> bool:
 
 def _trace(problem: Problem) -> Any:
     """The traced field, or why it cannot be traced."""
-    from pyro_latentde.solve.fused.graph import reachable
     from pyro_latentde.solve.fused.trace import trace_row
 
     def call(t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
@@ -125,9 +130,6 @@ def _trace(problem: Problem) -> Any:
         return f"tracing the field raised {type(error).__name__}: {error}"
     if trace.captured != problem.info.captured_count:
         return "the field captured other tensors when it was called a second time"
-    size = len(reachable(trace.outputs))
-    if size > LARGEST:
-        return f"the field has {size} scalar statements, more than {LARGEST}: matrix products are faster"
     return trace
 
 
@@ -144,7 +146,7 @@ def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> Row
 
 
 def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
-    from pyro_latentde.solve.fused.cpu import CpuKernel
+    from pyro_latentde.solve.fused.kernel_choice import new_kernel
     from pyro_latentde.solve.fused.operator import FusedSolve
 
     kernels, name, y0 = problem.info.kernels, settings.method, problem.tensors[0]
@@ -152,8 +154,7 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     if on_device(y0):
         return _on_device(problem, name)(*further)
     if name not in kernels:
-        trace = kernels["trace"]
-        kernels[name] = CpuKernel(trace.graph, trace.outputs, problem.leaves, get_method(name))
+        kernels[name] = new_kernel(kernels["trace"], problem.leaves, get_method(name))
     return FusedSolve(kernels[name], *further)
 
 
@@ -201,4 +202,18 @@ def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool
 def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
     method, replay = get_method(settings.method), settings.replay_steps(problem)
-    return TorchSolve(batched_field(problem), problem.leaves, method, **settings.control, replay=replay)
+    make_field = _layers(problem) or batched_field(problem)
+    return TorchSolve(make_field, problem.leaves, method, **settings.control, replay=replay)
+
+
+def _layers(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField] | None:
+    """A large network over rows by its layers alone, which is several times faster than the field mapped over rows."""
+    kernels, found = problem.info.kernels, traced(problem)
+    if isinstance(found, str):
+        return None
+    if "layers" not in kernels:
+        from pyro_latentde.solve.fused.graph_torch import batched_graph
+        from pyro_latentde.solve.fused.kernel_choice import is_wide
+
+        kernels["layers"] = batched_graph(found.graph, found.outputs) if is_wide(found) else None
+    return kernels["layers"]

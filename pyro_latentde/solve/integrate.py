@@ -104,7 +104,7 @@ def odesolve(
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
-    engine_name, reason = choose_engine(first, engine, gradient)
+    engine_name, reason = choose_engine(first, engine, gradient, settings.method)
     if settings.method in SYMPLECTIC:
         require_separable(first, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]

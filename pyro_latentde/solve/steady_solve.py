@@ -146,7 +146,7 @@ def steady_state_solve(
     usual = TOLERANCES[dtype]
     rtol, atol = usual[0] if rtol is None else rtol, usual[1] if atol is None else atol
     settings = SolveSettings.checked(method or "auto", rtol, atol, None, "discrete", max_steps, on_failure, None, dtype)
-    engine, _ = choose_engine(problem, engine, "discrete")
+    engine, _ = choose_engine(problem, engine, "discrete", settings.method)
     names = _names(problem)
     function = SteadyRows(
         linearised_field(problem, engine),

@@ -34,12 +34,12 @@ class _Pool:
         self.owner, self.executor = 0, None
         self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def map(self, task: Callable[[int, int], Any], rows: int) -> list[Any]:
+    def map(self, task: Callable[[int, int], Any], rows: int, chunk: int) -> list[Any]:
         """``task(lo, hi)`` over blocks of whole chunks; results in order of rows."""
         if rows < SERIAL or self.threads == 1:
             return [task(0, rows)]
         size = max(BLOCK, rows // (4 * self.threads))
-        size = -(-min(size, -(-rows // self.threads)) // CHUNK) * CHUNK
+        size = -(-min(size, -(-rows // self.threads)) // chunk) * chunk
         bounds = [(lo, min(lo + size, rows)) for lo in range(0, rows, size)]
         results: list[Any] = [None] * len(bounds)
         waiting = deque(range(len(bounds)))
@@ -116,6 +116,21 @@ class CpuKernel(Kernel):
         source, size = self.source(kind)
         return load_kernel(source, kind, SMALL), size
 
+    def chunk(self, rows: int) -> int:
+        """Rows whose shared-parameter gradients are summed together: whatever the threads, or sums would differ."""
+        return CHUNK
+
+    def forward_kernel(self, a: Arrays) -> tuple[Callable, int, int]:
+        """The kernel for such inputs, and the scratch it needs: numbers, and positions."""
+        return *self._forward, self.leaves
+
+    def adjoint_kernel(self, a: Arrays) -> tuple[Callable, int, int]:
+        return *self._adjoint, self.leaves
+
+    def expect(self, taken: list[int], spans: np.ndarray) -> None:
+        """How many steps rows will take, by those they have taken: where blocks of records and those of rows end."""
+        self.steps_per_row = 0.5 * self.steps_per_row + sum(taken) / len(spans)
+
     @cached_property
     def _forward(self) -> tuple[Callable, int]:
         return self._build("forward")
@@ -139,7 +154,7 @@ class CpuKernel(Kernel):
         token: int,
     ) -> Record:
         """Solve; a ``token`` other than 0 keeps the steps, and the token of row r is ``token + r``."""
-        kernel, size = self._forward
+        kernel, size, positions = self.forward_kernel(a)
         ys = np.empty((a.rows, a.points, self.states))
         report = np.empty((5, a.rows), dtype=np.int64)
         spans = np.empty(2 * a.rows, dtype=np.int64)
@@ -149,7 +164,7 @@ class CpuKernel(Kernel):
         taken: list[int] = []
 
         def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
-            w, o, _ = _SCRATCH.of(size, self.leaves)
+            w, o, _ = _SCRATCH.of(size, positions)
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
             while row < hi:
                 records = np.empty(((hi - row) * room if token else 1) * width)
@@ -164,36 +179,36 @@ class CpuKernel(Kernel):
                 row, room = end, 2 * room
             return blocks
 
-        blocks = [block for part in _POOL.map(task, a.rows) for block in part]
+        blocks = [block for part in _POOL.map(task, a.rows, CHUNK) for block in part]
         if not token:
             return Record(ys, report, None)
         if a.rows:
-            self.steps_per_row = 0.5 * self.steps_per_row + 0.5 * sum(taken) / a.rows
+            self.expect(taken, spans)
         return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
-        kernel, size = self._adjoint
-        at = a.layout
-        chunks = -(-a.rows // CHUNK)
+        kernel, size, positions = self.adjoint_kernel(a)
+        at, chunk = a.layout, self.chunk(a.rows)
+        chunks = -(-a.rows // chunk)
         i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
         bars = np.zeros(k + at.size + chunks * at.shared_size)
         y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
 
         def task(lo: int, hi: int) -> None:
-            w, o, q = _SCRATCH.of(size, self.leaves)
+            w, o, q = _SCRATCH.of(size, positions)
             for first, last, records in steps.blocks:
                 row = max(lo, first)
                 while row < min(hi, last):
-                    end = min(hi, last, (row // CHUNK + 1) * CHUNK) if at.shared_size else min(hi, last)
+                    end = min(hi, last, (row // chunk + 1) * chunk) if at.shared_size else min(hi, last)
                     kernel(
-                        row, end, row // CHUNK, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
+                        row, end, row // chunk, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
                         steps.status, records, steps.spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides,
                         at.chunk_strides, w, o, q,
                     )  # fmt: skip
                     row = end
 
-        _POOL.map(task, a.rows)
+        _POOL.map(task, a.rows, chunk)
         if at.shared_size:
             g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
         return Bars(y0_bar, ts_bar, t0_bar, g, _all_finite(bars))
@@ -223,5 +238,5 @@ class CpuKernel(Kernel):
                         steps.spans, *flat, out, w, o, od,
                     )  # fmt: skip
 
-        _POOL.map(task, a.rows)
+        _POOL.map(task, a.rows, CHUNK)
         return out

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyro_latentde.solve.fused.graph import Graph, Matrix, Node, jvp, reachable, vjp
 from pyro_latentde.solve.fused.scalar_ops import OPS
 
-__all__ = ["FieldSource", "field_source"]
+__all__ = ["FieldSource", "field_source", "literal"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Body:
 
     def _define(self, node: Node) -> str:
         if node.op == "const":
-            return _literal(node)
+            return literal(node)
         name = f"v{node.number}"
         if node.op == "matvec":
             return self._matvec(node)
@@ -127,7 +127,7 @@ class _Body:
 _TANGENT = 1 << 20  # parameters from this number on are tangents of parameters
 
 
-def _literal(node: Node) -> str:
+def literal(node: Node) -> str:
     value = node.args[0]
     if node.kind == "f" and value != value:
         return "np.nan"

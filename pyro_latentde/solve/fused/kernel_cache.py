@@ -19,7 +19,7 @@ from pathlib import Path
 import llvmlite
 
 from pyro_latentde.solve.fused import lower as lower_
-from pyro_latentde.solve.fused import lower_values, machine_code
+from pyro_latentde.solve.fused import lower_lanes, lower_values, machine_code
 from pyro_latentde.solve.fused.lower import lower, slots
 from pyro_latentde.solve.fused.machine_code import assemble, enter, target
 
@@ -29,6 +29,7 @@ __all__ = ["cache_folder", "load_kernel", "remove_files"]
 _ONE_AT_A_TIME = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that another thread held
     os.register_at_fork(after_in_child=lambda: globals().update(_ONE_AT_A_TIME=threading.Lock()))
+_SHAPING = (lower_, lower_values, lower_lanes, machine_code)
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -46,19 +47,20 @@ def cache_folder() -> Path | None:
         return None
 
 
-def load_kernel(source: str, name: str, small: int) -> Callable[..., int]:
+def load_kernel(source: str, name: str, small: int, lanes: int = 0) -> Callable[..., int]:
     """The function ``name`` of the source as machine code: from the folder when it is already there.
 
     Args:
         small: Functions of at most so many statements are copied to where they are called.
+        lanes: Rows that are advanced side by side, of kernels that do so.
     """
-    key = "k_" + hashlib.sha256("\n".join([*_versions(), str(small), source]).encode()).hexdigest()
+    key = "k_" + hashlib.sha256("\n".join([*_versions(), f"{small} {lanes}", source]).encode()).hexdigest()
     folder = cache_folder()
     path = folder / f"{key}.o" if folder else None
     with _ONE_AT_A_TIME:
         code = _read(path) if path else None
         if code is None:
-            code = assemble(lower(source, name, small), key)
+            code = assemble(lower(source, name, small, lanes), key)
             if path:
                 _write(path, code)
         return enter(code, key, slots(source, name))
@@ -67,7 +69,7 @@ def load_kernel(source: str, name: str, small: int) -> Callable[..., int]:
 @lru_cache(maxsize=1)
 def _versions() -> tuple[str, ...]:
     """All that shapes machine code beside the source."""
-    return (llvmlite.__version__, *target(), *(getsource(module) for module in (lower_, lower_values, machine_code)))
+    return (llvmlite.__version__, *target(), *(getsource(module) for module in _SHAPING))
 
 
 def _read(path: Path) -> bytes | None:

@@ -6,6 +6,9 @@ Numbers are ``float`` (64 bits), ``int`` (64 bits) and ``bool``; arrays are flat
 ``while``, ``for i in range(...)``, ``break``, ``continue``, ``return``, calls among the functions, and the functions of
 ``math``.
 
+Kernels that advance several rows at once have one more type, ``Lanes``, a vector with one float for each of them, which
+``w[i, :]`` reads from and writes to an array; arithmetic, comparisons and choices then go lane by lane.
+
 The machine code is entered with one argument, a row of 8-byte slots (see :func:`slots`), since that is the cheapest
 call from Python; an array is given by the address of its NumPy object, or, ``FloatsAt``, by that of its first entry.
 """
@@ -15,14 +18,15 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from pyro_latentde.solve.fused.lower_values import BOOL, FLOAT, INT, TYPES, Values
+from pyro_latentde.solve.fused.lower_lanes import LANE_FLAGS
+from pyro_latentde.solve.fused.lower_values import BOOL, FAST, FLOAT, INT, TYPES, Values
 
 __all__ = ["lower", "slots"]
 
 
-def lower(source: str, name: str, small: int) -> str:
+def lower(source: str, name: str, small: int, lanes: int = 0) -> str:
     """LLVM source of the function ``name`` and what it calls; functions of up to ``small`` statements are inlined."""
-    unit = _Unit(name, {f.name: f for f in ast.parse(source).body}, small)
+    unit = _Unit(name, {f.name: f for f in ast.parse(source).body}, small, lanes)
     _entry(unit, name)
     return str(unit.module)
 
@@ -77,14 +81,17 @@ def _parameters(tree: ast.FunctionDef) -> list[tuple[str, str]]:
 class _Unit:
     """One module: its functions, each lowered once."""
 
-    def __init__(self, name: str, functions: dict[str, ast.FunctionDef], small: int) -> None:
+    def __init__(self, name: str, functions: dict[str, ast.FunctionDef], small: int, lanes: int) -> None:
         self.module, self.functions, self.small = ir.Module(name), functions, small
         self.done: dict[str, ir.Function] = {}
+        self.types = {**TYPES, "Lanes": ir.VectorType(FLOAT, lanes)} if lanes else TYPES
+        self.flags = LANE_FLAGS if lanes else FAST
 
     def function(self, name: str) -> ir.Function:
         if name not in self.done:
             tree = self.functions[name]
-            type_ = ir.FunctionType(TYPES[tree.returns.id], [TYPES[a.annotation.id] for a in tree.args.args])
+            arguments = [self.types[a.annotation.id] for a in tree.args.args]
+            type_ = ir.FunctionType(self.types[tree.returns.id], arguments)
             function = self.done[name] = ir.Function(self.module, type_, name)
             statements = sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
             function.linkage = "internal"
@@ -98,6 +105,17 @@ class _Unit:
 
     def parameters(self, name: str) -> list[tuple[str, str]]:
         return _parameters(self.functions[name])
+
+    def has(self, name: str) -> bool:
+        return name in self.functions
+
+    def intrinsic(self, name: str, kind: ir.Type, type_: ir.FunctionType) -> ir.Function:
+        if not isinstance(kind, ir.VectorType):
+            return self.module.declare_intrinsic(name, [kind], type_)
+        full = f"{name}.v{kind.count}{'f64' if kind.element == FLOAT else 'i1'}"
+        if full not in self.done:
+            self.done[full] = ir.Function(self.module, type_, full)
+        return self.done[full]
 
     def external(self, name: str, count: int) -> ir.Function:
         if name not in self.done:
@@ -143,13 +161,11 @@ class _Body(Values):
         if isinstance(target, ast.Name):
             self.assign(target.id, value)
         else:
-            place = self.place(target)
-            self.b.store(self.cast(value, place.type.pointee), place)
+            self.write(value, self.place(target))
 
     def do_augassign(self, s: ast.AugAssign) -> None:
         place = self.slots[s.target.id] if isinstance(s.target, ast.Name) else self.place(s.target)
-        value = self.arithmetic(s.op, self.b.load(place), self.value(s.value))
-        self.b.store(self.cast(value, place.type.pointee), place)
+        self.write(self.arithmetic(s.op, self.read(place), self.value(s.value)), place)
 
     def do_expr(self, s: ast.Expr) -> None:
         self.value(s.value)

@@ -7,9 +7,10 @@ from typing import Protocol
 
 from llvmlite import ir
 
-__all__ = ["BOOL", "FLOAT", "INT", "TYPES", "Functions", "Values"]
+from pyro_latentde.solve.fused.lower_lanes import BOOL, FLOAT, INT, LANE_CALLS, Lanes, is_mask
 
-FLOAT, INT, BOOL = ir.DoubleType(), ir.IntType(64), ir.IntType(1)
+__all__ = ["BOOL", "FAST", "FLOAT", "INT", "TYPES", "Functions", "Values"]
+
 TYPES = {
     "float": FLOAT,
     "int": INT,
@@ -35,23 +36,35 @@ _COMPARE = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "=="
 
 
 class Functions(Protocol):
-    """Where an expression finds the functions it calls."""
+    """Where an expression finds the functions it calls, and what arithmetic they keep to."""
 
     module: ir.Module
+    types: dict[str, ir.Type]
+    flags: tuple[str, ...]
 
     def function(self, name: str) -> ir.Function:
         """One of the source's own."""
 
+    def has(self, name: str) -> bool:
+        """Whether the source has a function of this name."""
+
     def external(self, name: str, count: int) -> ir.Function:
         """One of the C library, of ``count`` floats."""
+
+    def intrinsic(self, name: str, kind: ir.Type, type_: ir.FunctionType) -> ir.Function:
+        """One of LLVM's, on numbers or vectors of this kind."""
 
 
 def _widest(values: Sequence[ir.Value]) -> ir.Type:
     types = [v.type for v in values]
+    vectors = [t for t in types if isinstance(t, ir.VectorType)]
+    if vectors:
+        numbers = [t for t in types if t != BOOL and not (isinstance(t, ir.VectorType) and t.element == BOOL)]
+        return ir.VectorType(FLOAT if numbers else BOOL, vectors[0].count)
     return FLOAT if FLOAT in types else INT if INT in types else BOOL
 
 
-class Values:
+class Values(Lanes):
     """Expressions of one function. Variables are stack slots, which LLVM turns into registers."""
 
     def __init__(self, unit: Functions, function: ir.Function) -> None:
@@ -66,6 +79,8 @@ class Values:
     def cast(self, value: ir.Value, type_: ir.Type) -> ir.Value:
         if value.type == type_:
             return value
+        if isinstance(type_, ir.VectorType):
+            return self.spread(value, type_)
         if type_ == FLOAT:
             return self.b.uitofp(value, FLOAT) if value.type == BOOL else self.b.sitofp(value, FLOAT)
         if type_ == INT and value.type == BOOL:
@@ -78,7 +93,7 @@ class Values:
 
     def truth(self, e: ast.expr) -> ir.Value:
         value = self.value(e)
-        return value if value.type == BOOL else self.compare("!=", value, ir.Constant(value.type, 0))
+        return value if is_mask(value) else self.compare("!=", value, ir.Constant(value.type, 0))
 
     def of_constant(self, e: ast.Constant) -> ir.Value:
         if isinstance(e.value, bool):
@@ -93,10 +108,12 @@ class Values:
         return FLOAT(CONSTANTS[e.attr])
 
     def place(self, e: ast.Subscript) -> ir.Value:
+        if isinstance(e.slice, ast.Tuple):  # w[i, :], all lanes of entry i
+            return self.lanes_at(self.value(e.value), self.value(e.slice.elts[0]))
         return self.b.gep(self.value(e.value), [self.value(e.slice)], inbounds=True)
 
     def of_subscript(self, e: ast.Subscript) -> ir.Value:
-        return self.b.load(self.place(e))
+        return self.read(self.place(e))
 
     def of_binop(self, e: ast.BinOp) -> ir.Value:
         if isinstance(e.op, ast.Pow):
@@ -105,19 +122,23 @@ class Values:
 
     def arithmetic(self, op: ast.operator, a: ir.Value, b: ir.Value) -> ir.Value:
         if isinstance(op, ast.Div):
-            return self.b.fdiv(self.cast(a, FLOAT), self.cast(b, FLOAT), flags=FAST)
+            a, b = self.alike(a, b)
+            type_ = a.type if isinstance(a.type, ir.VectorType) else FLOAT
+            return self.b.fdiv(self.cast(a, type_), self.cast(b, type_), flags=self.unit.flags)
         if isinstance(op, ast.RShift):
             return self.b.ashr(a, b)
+        if isinstance(op, ast.FloorDiv):  # of whole numbers that are not negative
+            return self.b.sdiv(a, b)
         a, b = self.alike(a, b)
-        if a.type == FLOAT:
-            return getattr(self.b, _FLOAT_OPS[type(op)])(a, b, flags=FAST)
+        if a.type == FLOAT or isinstance(a.type, ir.VectorType):
+            return getattr(self.b, _FLOAT_OPS[type(op)])(a, b, flags=self.unit.flags)
         return getattr(self.b, _INT_OPS[type(op)])(self.cast(a, INT), self.cast(b, INT), flags=("nsw",))
 
     def power(self, e: ast.BinOp) -> ir.Value:
-        base = self.cast(self.value(e.left), FLOAT)
-        if isinstance(e.right, ast.Constant) and e.right.value == 2:
-            return self.b.fmul(base, base, flags=FAST)
-        return self.intrinsic("pow", base, self.cast(self.value(e.right), FLOAT))
+        base, exponent = self.alike(self.value(e.left), FLOAT(0.0))[0], e.right
+        if isinstance(exponent, ast.Constant) and exponent.value == 2:
+            return self.b.fmul(base, base, flags=self.unit.flags)
+        return self.intrinsic("pow", *self.alike(base, self.cast(self.value(exponent), base.type)))
 
     def of_unaryop(self, e: ast.UnaryOp) -> ir.Value:
         if isinstance(e.op, ast.Not):
@@ -125,7 +146,9 @@ class Values:
         if isinstance(e.operand, ast.Constant):
             return self.of_constant(ast.Constant(-e.operand.value))
         value = self.value(e.operand)
-        return self.b.fneg(value, flags=FAST) if value.type == FLOAT else self.b.neg(self.cast(value, INT))
+        if isinstance(value.type, ir.VectorType):
+            return self.b.fneg(value, flags=self.unit.flags)
+        return self.b.fneg(value, flags=self.unit.flags) if value.type == FLOAT else self.b.neg(self.cast(value, INT))
 
     def of_compare(self, e: ast.Compare) -> ir.Value:
         values = [self.value(x) for x in (e.left, *e.comparators)]
@@ -137,15 +160,18 @@ class Values:
 
     def compare(self, op: str, a: ir.Value, b: ir.Value) -> ir.Value:
         a, b = self.alike(a, b)
-        if a.type != FLOAT:
+        if a.type != FLOAT and not isinstance(a.type, ir.VectorType):
             return self.b.icmp_signed(op, self.cast(a, INT), self.cast(b, INT))
         return self.b.fcmp_unordered(op, a, b) if op == "!=" else self.b.fcmp_ordered(op, a, b)
 
     def of_boolop(self, e: ast.BoolOp) -> ir.Value:
         """Later operands are evaluated only when they matter: they may read beyond an array otherwise."""
+        first = self.truth(e.values[0])
+        if isinstance(first.type, ir.VectorType):
+            return self.all_of(e.op, [first, *map(self.truth, e.values[1:])])
         end, incoming = self.function.append_basic_block(), []
-        for operand in e.values[:-1]:
-            value = self.truth(operand)
+        for position, operand in enumerate(e.values[:-1]):
+            value = self.truth(operand) if position else first
             incoming.append((value, self.b.block))
             further = self.function.append_basic_block()
             self.b.cbranch(value, *((further, end) if isinstance(e.op, ast.And) else (end, further)))
@@ -155,8 +181,11 @@ class Values:
         return self.join(end, incoming)
 
     def of_ifexp(self, e: ast.IfExp) -> ir.Value:
+        test = self.truth(e.test)
+        if isinstance(test.type, ir.VectorType):
+            return self.choice(test, self.value(e.body), self.value(e.orelse))
         then, other, end = (self.function.append_basic_block() for _ in range(3))
-        self.b.cbranch(self.truth(e.test), then, other)
+        self.b.cbranch(test, then, other)
         values, blocks = [], []
         for start, expression in ((then, e.body), (other, e.orelse)):
             self.b.position_at_end(start)
@@ -179,13 +208,16 @@ class Values:
     def of_call(self, e: ast.Call) -> ir.Value:
         values = [self.value(a) for a in e.args]
         if isinstance(e.func, ast.Attribute):  # of math or np
-            return self.mathematics(e.func.attr, [self.cast(v, FLOAT) for v in values])
+            return self.mathematics(e.func.attr, self.alike(*values, FLOAT(0.0))[:-1])
         name = e.func.id
+        if name in LANE_CALLS:
+            return LANE_CALLS[name](self, *values)
         if name in ("min", "max"):
             return self.extremum("<" if name == "min" else ">", values)
         if name == "abs":
             (x,) = values
-            return self.intrinsic("fabs", x) if x.type == FLOAT else self.extremum(">", [x, self.b.neg(x)])
+            floating = x.type == FLOAT or isinstance(x.type, ir.VectorType)
+            return self.intrinsic("fabs", x) if floating else self.extremum(">", [x, self.b.neg(x)])
         if name == "float":
             return self.cast(values[0], FLOAT)
         if name == "int":
@@ -207,13 +239,17 @@ class Values:
         return result
 
     def mathematics(self, name: str, values: list[ir.Value]) -> ir.Value:
+        if isinstance(values[0].type, ir.VectorType) and self.unit.has(f"lanes_{name}"):
+            return self.b.call(self.unit.function(f"lanes_{name}"), values)
         if name in INTRINSICS:
             return self.intrinsic(name, *values)
         if name not in LIBM:
             raise NameError(f"kernel source: {name} is not among the known functions")
-        return self.b.call(self.unit.external(name, len(values)), values, fastmath=FAST)
+        if isinstance(values[0].type, ir.VectorType):
+            return self.lane_by_lane(self.unit.external(name, len(values)), values)
+        return self.b.call(self.unit.external(name, len(values)), values, fastmath=self.unit.flags)
 
     def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
-        type_ = ir.FunctionType(FLOAT, [FLOAT] * len(values))
-        function = self.unit.module.declare_intrinsic(f"llvm.{name}", [FLOAT], type_)
-        return self.b.call(function, values, fastmath=FAST)
+        kind = values[0].type
+        type_ = ir.FunctionType(kind, [kind] * len(values))
+        return self.b.call(self.unit.intrinsic(f"llvm.{name}", kind, type_), values, fastmath=self.unit.flags)

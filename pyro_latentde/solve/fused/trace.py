@@ -8,6 +8,7 @@ of symbolic scalars (see ``mirrors``).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pyro_latentde.solve.fused.graph import Graph, Node
+from pyro_latentde.solve.fused.graph import Graph, Node, reachable
+from pyro_latentde.solve.fused.lane_emit import fits_lanes
 from pyro_latentde.solve.fused.mirrors import MIRRORS, Sym, constant_sym
 from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread, is_wrapped
 
@@ -99,6 +101,21 @@ class Trace:
     graph: Graph
     outputs: list[Node]
     captured: int
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All that the outputs depend on, operands first."""
+        return reachable(self.outputs)
+
+    @cached_property
+    def layered(self) -> bool:
+        """Whether the field is a network of layers."""
+        return fits_lanes(self.nodes)
+
+    @property
+    def size(self) -> int:
+        """Scalar statements of the field."""
+        return len(self.nodes)
 
 
 def trace_row(
