@@ -12,12 +12,13 @@ from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
+from pyro_latentde.solve.log_states import read_positive
 from pyro_latentde.solve.methods import SYMPLECTIC, get_method
 from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
 from pyro_latentde.solve.separable import require_separable
-from pyro_latentde.solve.settings import SolveSettings
+from pyro_latentde.solve.settings import TOLERANCES, SolveSettings
 from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.stiffness import fastest_decay
 from pyro_latentde.solve.vector_field import BoundField
@@ -42,6 +43,7 @@ def odesolve(
     max_steps: int = 10_000,
     on_failure: str = "raise",
     replay: Solution | None = None,
+    positive: Any = None,
 ) -> Solution:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
 
@@ -73,6 +75,9 @@ def odesolve(
         max_steps: Most steps of a row in the whole solve, rejected ones included.
         on_failure: ``"raise"``, or ``"nan"``: failed rows are NaN with a status.
         replay: A solution whose accepted steps are taken again, without error control.
+        positive: States that stay above 0, ``True`` for all, or names or indices, ``["hare", "lynx"]``. They are solved
+            as logarithms and held to relative errors of rtol (1 + \|log y\|); what is below 1.5e-154 (float32: 1.1e-19)
+            is given back as that. Results and gradients are those of y.
 
     Returns:
         The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
@@ -99,7 +104,9 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    problems = pose(f, y0, times, params, t0, event_dims)
+    usual = TOLERANCES[torch.float32 if _is_float32(y0) else torch.float64]
+    change = read_positive(positive, rtol, atol, usual, on_failure == "raise")
+    problems = pose(f, y0, times, params, t0, event_dims, change)
     first = problems[0]
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
@@ -111,19 +118,21 @@ def odesolve(
     ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
     if on_failure == "raise":
         _raise_failures(first, report, ys)
-    batch, state = first.batch, first.info.state
+    batch, state, solved = first.batch, first.info.state, ys.detach()
+    if state.logs is not None:
+        ys = state.logs.to_user(ys)
     if len(batch) != 1:  # else rows are laid out as the user's batch already
         ys, report = ys.reshape(*batch, *ys.shape[1:]), report.reshape(*batch, 5)
 
     def again(t: Tensor) -> Any:
-        return _at(t, f, y0, params, first, settings, engine_name, event_dims)
+        return _at(t, f, y0, params, first, settings, engine_name, event_dims, positive)
 
     def steps() -> Tensor:
         found = _accepted(problems, engine_name, settings)
         return found.reshape(*batch, *found.shape[1:])
 
     def decay(row: int) -> float:
-        return fastest_decay(first, ys.detach().reshape(first.rows, *ys.shape[-2:]), row)
+        return fastest_decay(first, solved, row)
 
     return Solution(
         ys=state.unflatten(ys),
@@ -141,6 +150,11 @@ def odesolve(
         _start=first.tensors[2].detach(),
         _decay=decay,
     )
+
+
+def _is_float32(y0: Any) -> bool:
+    leaf = torch.utils._pytree.tree_leaves(y0)[:1]
+    return bool(leaf) and isinstance(leaf[0], Tensor) and leaf[0].dtype is torch.float32
 
 
 Rows = tuple[Tensor, Tensor]
@@ -223,6 +237,7 @@ def _at(
     settings: SolveSettings,
     engine: str,
     event_dims: dict[str, int] | None,
+    positive: Any,
 ) -> Any:
     """Solve again with outputs at t. The last time stays an output, so the steps are the same ones."""
     points = t.reshape(1) if t.ndim == 0 else t
@@ -251,6 +266,7 @@ def _at(
         engine=engine,
         event_dims=event_dims,
         on_failure="nan",
+        positive=positive,
         **settings.keywords,
     )
     pick = 0 if t.ndim == 0 else slice(0, points.shape[-1])

@@ -21,6 +21,7 @@ __all__ = ["Problem", "pose"]
 
 
 Move = tuple[tuple[int, ...], tuple[int, ...]]
+Change = Callable[[StateShape, Tensor], tuple[StateShape, Tensor]]
 
 
 class RowLayout(NamedTuple):
@@ -149,22 +150,31 @@ def pose(
     params: Any,
     t0: Any,
     event_dims: dict[str, int] | None,
+    change: Change | None = None,
 ) -> list[Problem]:
     """Check a problem and lay it out; two problems (forward, backward) when the times lie on both sides of t0.
+
+    ``change`` gives the variables that are solved instead of y.
 
     Raises:
         ShapeError: For shapes, dtypes or devices that do not fit.
         DataError: For times that are not finite, or unsorted without ``t0``.
     """
     try:
-        return _laid_out(f, y0, times, params, t0, event_dims)
+        return _laid_out(f, y0, times, params, t0, event_dims, change)
     except (ShapeError, DataError) as error:
         error.args = (f"{error}{exchange_hint(y0, times)}",)
         raise
 
 
 def _laid_out(
-    f: Callable | BoundField, y0: Any, times: Any, params: Any, t0: Any, event_dims: dict[str, int] | None
+    f: Callable | BoundField,
+    y0: Any,
+    times: Any,
+    params: Any,
+    t0: Any,
+    event_dims: dict[str, int] | None,
+    change: Change | None,
 ) -> list[Problem]:
     bound = f if isinstance(f, BoundField) else None
     f = bound.f if bound is not None else f
@@ -176,6 +186,7 @@ def _laid_out(
         )
     given = event_dims or {}
     state, y0 = flatten_state(y0, given)
+    state, y0 = (state, y0) if change is None else change(state, y0)
     parameters = Parameters.of(params, y0)
     _check_devices(parameters, y0)
     own_dims = {k: v for k, v in given.items() if k not in state.names or k in parameters.names}

@@ -25,6 +25,8 @@ def require_separable(problem: Problem, method: str) -> None:
         SolveError: Where a derivative depends on its own half of the states.
     """
     kernels, size = problem.info.kernels, problem.info.state.size
+    if problem.info.state.logs is not None:
+        raise SolveError(f"method {method!r} keeps the structure of q and p, their logarithms have none: no positive=.")
     if size % 2:
         raise ShapeError(
             f"method {method!r} solves y = (q, p), all positions and then all momenta: expected an even number of "

@@ -61,6 +61,7 @@ def _size(at: LaneLayout) -> str:
     if {at.count("last")} == 0 and abs({h}) < max(16.0 * 2.220446049250313e-16 * abs(t1), 1e-300):
         {at.count("code")} = 3 if {at.count("unfinished")} == 1 else 2
     {at.lane(at.t_new)} = t_end if {at.count("last")} == 1 else t1 + {h}
+    {h} = {at.lane(at.t_new)} - t1
 else:
     {at.count("last")} = 1 if {at.count("accepted")} == {at.count("planned")} - 1 else 0
     if mode == 1:
