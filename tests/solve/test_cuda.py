@@ -90,6 +90,15 @@ def test_symplectic_steps(places, method):
     assert (counts[1] > 1).all()
 
 
+def pendulum(t, y, p):
+    q, v = y
+    return torch.stack([v, -p * torch.sin(q) + 0.1 * torch.cos(t)])
+
+
+def test_symplectic_steps(places):
+    agree(places, f=pendulum, p=tensor(1.0, 2.0, 0.5), method="leapfrog", step_size=0.11)
+
+
 def test_backwards_and_alone(places):
     agree(places, y0=STARTS[0], times=tensor(0.7, 0.3, 0.3, 0.0), t0=1.0, p=RATES[0])
 

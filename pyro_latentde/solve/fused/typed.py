@@ -14,6 +14,7 @@ __all__ = ["PRECISION", "typed_functions"]
 
 _KINDS = {"float": "real", "int": "int", "bool": "bool", "Floats": "reals", "FloatsAt": "reals", "Ints": "ints"}
 _CALLED = {"min": "lesser", "max": "larger"}  # functions that come with the source
+_TAKEN = {"real", "inf", "nan", "lesser", "larger", "square", "whole", "floor", "ceil", "rint", "trunc"}
 _RANK = ("bool", "int", "real")
 
 # Literals that stand for the resolution of float64, and what stands for that of float32.
@@ -83,6 +84,8 @@ class _Typed:
         (target,) = s.targets
         value = self.value(s.value)
         if isinstance(target, ast.Name):
+            if target.id in _TAKEN:
+                raise NameError(f"kernel source: {target.id} is the name of a function; call the variable otherwise")
             kind = self.kinds.setdefault(target.id, value[1])
         else:
             target, kind = self.value(target)
