@@ -104,8 +104,7 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    usual = TOLERANCES[torch.float32 if _is_float32(y0) else torch.float64]
-    change = read_positive(positive, rtol, atol, usual, on_failure == "raise")
+    change = None if positive is None else read_positive(positive, rtol, atol, TOLERANCES, on_failure == "raise")
     problems = pose(f, y0, times, params, t0, event_dims, change)
     first = problems[0]
     settings = SolveSettings.checked(
@@ -118,21 +117,15 @@ def odesolve(
     ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
     if on_failure == "raise":
         _raise_failures(first, report, ys)
-    batch, state, solved = first.batch, first.info.state, ys.detach()
+    batch, state, solved = first.batch, first.info.state, ys
     if state.logs is not None:
         ys = state.logs.to_user(ys)
     if len(batch) != 1:  # else rows are laid out as the user's batch already
         ys, report = ys.reshape(*batch, *ys.shape[1:]), report.reshape(*batch, 5)
 
-    def again(t: Tensor) -> Any:
-        return _at(t, f, y0, params, first, settings, engine_name, event_dims, positive)
-
     def steps() -> Tensor:
         found = _accepted(problems, engine_name, settings)
         return found.reshape(*batch, *found.shape[1:])
-
-    def decay(row: int) -> float:
-        return fastest_decay(first, solved, row)
 
     return Solution(
         ys=state.unflatten(ys),
@@ -145,16 +138,11 @@ def odesolve(
         reason=reason,
         shape_of_state=state,
         _report=report,
-        _again=again,
+        _again=lambda t: _at(t, f, y0, params, first, settings, engine_name, event_dims, positive),
         _steps=steps,
         _start=first.tensors[2].detach(),
-        _decay=decay,
+        _decay=lambda row: fastest_decay(first, solved.detach(), row),
     )
-
-
-def _is_float32(y0: Any) -> bool:
-    leaf = torch.utils._pytree.tree_leaves(y0)[:1]
-    return bool(leaf) and isinstance(leaf[0], Tensor) and leaf[0].dtype is torch.float32
 
 
 Rows = tuple[Tensor, Tensor]

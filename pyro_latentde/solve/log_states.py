@@ -74,7 +74,11 @@ class LogStates:
 
 
 def read_positive(
-    positive: Any, rtol: float | None, atol: float | None, usual: tuple[float, float], strict: bool
+    positive: Any,
+    rtol: float | None,
+    atol: float | None,
+    usual: dict[torch.dtype, tuple[float, float]],
+    strict: bool,
 ) -> Callable[[StateShape, Tensor], tuple[StateShape, Tensor]] | None:
     """Read ``positive=``: a change of a state ``(*batch, D)`` and its shape to the variables that are solved.
 
@@ -82,7 +86,7 @@ def read_positive(
         positive: True for all states, or names or indices of some; None, False or nothing for none.
         rtol: As given.
         atol: As given.
-        usual: Defaults of these.
+        usual: Defaults of these by dtype.
         strict: Refuse an initial state that is not positive; else such a row fails.
 
     Raises:
@@ -92,7 +96,6 @@ def read_positive(
     """
     if positive is None or positive is False or (not isinstance(positive, (bool, Tensor)) and positive == ()):
         return None
-    rtol, atol = usual[0] if rtol is None else rtol, usual[1] if atol is None else atol
     if 0 in (rtol, atol):
         raise SolveError(
             f"positive= holds states to relative errors of rtol: expected rtol and atol above 0, got {rtol}, {atol}."
@@ -104,8 +107,9 @@ def read_positive(
             return state, y0
         if strict:
             _check_positive(y0, mask, state)
+        relative, absolute = (u if x is None else x for x, u in zip((rtol, atol), usual[y0.dtype], strict=True))
         runs = tuple((len(list(group)), kind) for kind, group in groupby(mask))
-        logs = LogStates(runs, atol / rtol, 0.5 * math.log(torch.finfo(y0.dtype).tiny))
+        logs = LogStates(runs, absolute / relative, 0.5 * math.log(torch.finfo(y0.dtype).tiny))
         return replace(state, logs=logs), logs.from_user(y0)
 
     return change

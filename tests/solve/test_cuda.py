@@ -81,22 +81,14 @@ def test_fixed_steps(places):
     assert counts[1].tolist() == [10, 10, 10]
 
 
-@pytest.mark.parametrize("method", SYMPLECTIC)
-def test_symplectic_steps(places, method):
-    def pendulum(t, y, p):
-        return torch.stack([y[1] + 0.1 * torch.sin(t), -p[0] * torch.sin(y[0])])
-
-    _, counts, _ = agree(places, f=pendulum, p=RATES[:, :1], method=method, step_size=0.2)
-    assert (counts[1] > 1).all()
-
-
 def pendulum(t, y, p):
     q, v = y
     return torch.stack([v, -p * torch.sin(q) + 0.1 * torch.cos(t)])
 
 
-def test_symplectic_steps(places):
-    agree(places, f=pendulum, p=tensor(1.0, 2.0, 0.5), method="leapfrog", step_size=0.11)
+@pytest.mark.parametrize("method", SYMPLECTIC)
+def test_symplectic_steps(places, method):
+    agree(places, f=pendulum, p=tensor(1.0, 2.0, 0.5), method=method, step_size=0.11)
 
 
 def test_backwards_and_alone(places):

@@ -167,7 +167,7 @@ def test_what_is_refused_and_why():
         growing(positive=[2])
     with pytest.raises(ShapeError, match="positive: expected one of u, v; got 'w'"):
         lde.odesolve(lambda t, s: s, {"u": tensor(1.0)[0], "v": tensor(1.0)[0]}, TIMES, positive="w")
-    with pytest.raises(SolveError, match="relative errors of rtol: expected rtol and atol above 0, got 1e-06, 0"):
+    with pytest.raises(SolveError, match="relative errors of rtol: expected rtol and atol above 0, got None, 0"):
         growing(atol=0.0)
     with pytest.raises(SolveError, match="logarithms have none"):
         lde.odesolve(growth, STARTS, TIMES, RATES, positive=True, method="leapfrog", step_size=0.1)
