@@ -45,9 +45,10 @@ def test_steps_are_the_same_in_every_unit(method, engine):
         assert one.implicit.any() and not one.implicit.all()
     for unit in UNITS:
         other = solve(name, unit, engine, **settings)
-        for key, count in one.stats.items():
-            assert torch.equal(other.stats[key], count), (key, unit)
         newton = method in ("kvaerno5", "auto")  # solved to a thousandth of the tolerance, not to rounding
+        for key, count in one.stats.items():
+            spare = 0.02 if newton and key == "n_evals" else 0.0  # an iteration more or less
+            assert (other.stats[key] - count).abs() <= spare * count, (key, unit)
         torch.testing.assert_close(other.ys, one.ys, rtol=1e-7 if newton else 1e-9, atol=1e-11)
         torch.testing.assert_close(other.steps / unit, one.steps, rtol=1e-4, atol=0)  # errors are rounded
 
