@@ -79,6 +79,7 @@ def read_positive(
     atol: float | None,
     usual: dict[torch.dtype, tuple[float, float]],
     strict: bool,
+    doses: Any = None,
 ) -> Callable[[StateShape, Tensor], tuple[StateShape, Tensor]] | None:
     """Read ``positive=``: a change of a state ``(*batch, D)`` and its shape to the variables that are solved.
 
@@ -88,14 +89,20 @@ def read_positive(
         atol: As given.
         usual: Defaults of these by dtype.
         strict: Refuse an initial state that is not positive; else such a row fails.
+        doses: None, since a dose adds to a state, and logarithms multiply.
 
     Raises:
-        SolveError: For tolerances of 0.
+        SolveError: For tolerances of 0, and doses.
         ShapeError: For an unknown name or index.
         DataError: For an initial state that is not positive.
     """
     if positive is None or positive is False or (not isinstance(positive, (bool, Tensor)) and positive == ()):
         return None
+    if doses is not None:
+        raise SolveError(
+            "positive= with doses=: a dose adds to a state whose logarithm is solved, which has no kernel. Leave out "
+            "positive=, and give the states a tighter atol."
+        )
     if 0 in (rtol, atol):
         raise SolveError(
             f"positive= holds states to relative errors of rtol: expected rtol and atol above 0, got {rtol}, {atol}."

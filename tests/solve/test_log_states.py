@@ -171,6 +171,9 @@ def test_what_is_refused_and_why():
         growing(atol=0.0)
     with pytest.raises(SolveError, match="logarithms have none"):
         lde.odesolve(growth, STARTS, TIMES, RATES, positive=True, method="leapfrog", step_size=0.1)
+    dose = lde.Dose(tensor(0.5), tensor(1.0), 0)
+    with pytest.raises(SolveError, match="positive= with doses=: a dose adds to a state whose logarithm"):
+        growing(doses=dose)
     failed = lde.odesolve(lambda t, y: y * y, tensor(2.0), tensor(0.0, 3.0), positive=True, on_failure="nan")
     assert int(failed.status) != 0
     with pytest.raises(SolveError, match=r"y0 \[2\]"):
