@@ -15,12 +15,12 @@ from pyro_latentde.solve.engines import batched_field, choose_engine, fused_func
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
 from pyro_latentde.solve.log_states import read_positive
-from pyro_latentde.solve.methods import SYMPLECTIC, get_method
+from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
 from pyro_latentde.solve.separable import require_separable
-from pyro_latentde.solve.settings import TOLERANCES, SolveSettings
+from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.stiffness import fastest_decay
 from pyro_latentde.solve.vector_field import BoundField
@@ -114,23 +114,20 @@ def odesolve(
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
     given = Discontinuities(doses, jumps, at_dose)
-    strict = on_failure == "raise"
-    change = None if positive is None else read_positive(positive, rtol, atol, TOLERANCES, strict, doses)
+    change = read_positive(positive, rtol, atol, on_failure == "raise", doses)
     problems = pose(f, y0, times, params, t0, event_dims, given, change)
     first = problems[0]
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
     engine_name, reason = choose_engine(first, engine, gradient, settings.method)
-    if settings.method in SYMPLECTIC:
-        require_separable(first, settings.method)
+    require_separable(first, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
     if on_failure == "raise":
         _raise_failures(first, report, ys)
     batch, state, solved = first.batch, first.info.state, ys
-    if state.logs is not None:
-        ys = state.logs.to_user(ys)
+    ys = ys if state.logs is None else state.logs.to_user(ys)
     if len(batch) != 1:  # else rows are laid out as the user's batch already
         ys, report = ys.reshape(*batch, *ys.shape[1:]), report.reshape(*batch, 5)
 

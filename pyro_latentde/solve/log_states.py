@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_latentde.errors import DataError, ShapeError, SolveError
 from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.lift import peek
+from pyro_latentde.solve.settings import TOLERANCES
 from pyro_latentde.solve.structure import StateShape
 
 __all__ = ["LogStates", "read_positive"]
@@ -77,7 +78,6 @@ def read_positive(
     positive: Any,
     rtol: float | None,
     atol: float | None,
-    usual: dict[torch.dtype, tuple[float, float]],
     strict: bool,
     doses: Any = None,
 ) -> Callable[[StateShape, Tensor], tuple[StateShape, Tensor]] | None:
@@ -87,7 +87,6 @@ def read_positive(
         positive: True for all states, or names or indices of some; None, False or nothing for none.
         rtol: As given.
         atol: As given.
-        usual: Defaults of these by dtype.
         strict: Refuse an initial state that is not positive; else such a row fails.
         doses: None, since a dose adds to a state, and logarithms multiply.
 
@@ -114,7 +113,7 @@ def read_positive(
             return state, y0
         if strict:
             _check_positive(y0, mask, state)
-        relative, absolute = (u if x is None else x for x, u in zip((rtol, atol), usual[y0.dtype], strict=True))
+        relative, absolute = (u if x is None else x for x, u in zip((rtol, atol), TOLERANCES[y0.dtype], strict=True))
         runs = tuple((len(list(group)), kind) for kind, group in groupby(mask))
         logs = LogStates(runs, absolute / relative, 0.5 * math.log(torch.finfo(y0.dtype).tiny))
         return replace(state, logs=logs), logs.from_user(y0)
