@@ -25,13 +25,13 @@ def require_separable(problem: Problem, method: str) -> None:
         ShapeError: For an odd number of states.
         SolveError: Where a derivative depends on its own half of the states, or steps must end at doses, jumps, knots.
     """
+    if method not in SYMPLECTIC:
+        return
     if problem.stops is not None:
         raise SolveError(
             f"method {method!r} takes equal steps through one smooth motion, and no doses, jumps or inputs with knots; "
             "expected another method, for example tsit5."
         )
-    if method not in SYMPLECTIC:
-        return
     kernels, size = problem.info.kernels, problem.info.state.size
     if problem.info.state.logs is not None:
         raise SolveError(f"method {method!r} keeps the structure of q and p, their logarithms have none: no positive=.")
