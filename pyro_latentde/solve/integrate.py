@@ -49,6 +49,7 @@ def odesolve(
     on_failure: str = "raise",
     replay: Solution | None = None,
     positive: Any = None,
+    memory_budget: int | str | None = None,
 ) -> Solution:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
 
@@ -87,6 +88,9 @@ def odesolve(
         positive: States that stay above 0, ``True`` for all, or names or indices, ``["hare", "lynx"]``. They are solved
             as logarithms and held to relative errors of rtol (1 + \|log y\|); what is below 1.5e-154 (float32: 1.1e-19)
             is given back as that. Results and gradients are those of y.
+        memory_budget: Most memory that the steps may take until the gradient is asked for, in bytes or as ``"2 GB"``;
+            None: half of what the machine has free. What does not fit is solved again during the backward pass (and
+            once more for rows too long even alone), which gives the same gradient.
 
     Returns:
         The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
@@ -118,7 +122,7 @@ def odesolve(
     problems = pose(f, y0, times, params, t0, event_dims, given, change)
     first = problems[0]
     settings = SolveSettings.checked(
-        method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
+        method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype, memory_budget
     )
     engine_name, reason = choose_engine(first, engine, gradient, settings.method)
     require_separable(first, settings.method)
