@@ -117,8 +117,8 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    given = Discontinuities(doses, jumps, at_dose)
-    change = read_positive(positive, rtol, atol, on_failure == "raise", doses)
+    given, strict = Discontinuities(doses, jumps, at_dose), on_failure == "raise"
+    change = read_positive(positive, rtol, atol, strict, doses)
     problems = pose(f, y0, times, params, t0, event_dims, given, change)
     first = problems[0]
     settings = SolveSettings.checked(
@@ -128,8 +128,7 @@ def odesolve(
     require_separable(first, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, report = parts[0] if len(parts) == 1 else _join(first, parts)
-    if on_failure == "raise":
-        _raise_failures(first, report, ys)
+    _raise_failures(first, report, ys, strict)
     batch, state, solved = first.batch, first.info.state, ys
     ys = ys if state.logs is None else state.logs.to_user(ys)
     if len(batch) != 1:  # else rows are laid out as the user's batch already
@@ -222,8 +221,8 @@ def _by_torchdiffeq(problem: Problem, settings: SolveSettings) -> Rows:
     return out.ys, report_of(out, torch.zeros_like(out.status))
 
 
-def _raise_failures(problem: Problem, report: Tensor, ys: Tensor) -> None:
-    seen = peek(report)
+def _raise_failures(problem: Problem, report: Tensor, ys: Tensor, strict: bool) -> None:
+    seen = peek(report) if strict else None
     if seen is not None and np.count_nonzero(seen[:, 0]):
         raise SolveError(failure_message(problem, seen[:, 0], ys))
 
