@@ -72,8 +72,8 @@ def _why_not_fused(problem: Problem, method: str) -> str | None:
     if ("why", method) not in kernels:
         from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
 
-        device = on_device(problem.tensors[0])
-        kernels["why not", method] = too_large(found, get_method(method), device)
+        device, dtype = on_device(problem.tensors[0]), problem.tensors[0].dtype
+        kernels["why not", method] = too_large(found, get_method(method), dtype, device)
         kernels["why", method] = why_fused(found, get_method(method), device)
     return kernels["why not", method]
 

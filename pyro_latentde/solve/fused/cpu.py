@@ -111,6 +111,7 @@ class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
     steps_per_row: float = 64.0
+    wide: bool = False  # a tangent kernel would be too long: tangents by replaying the steps
 
     def _build(self, kind: str) -> tuple[Callable, int]:
         source, size = self.source(kind)
