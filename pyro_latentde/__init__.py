@@ -5,6 +5,7 @@ from pyro_latentde import analysis, errors, infer, models, train
 from pyro_latentde.control import clear_cache, set_num_threads
 from pyro_latentde.data.series import Series
 from pyro_latentde.posterior.posterior import Posterior
+from pyro_latentde.sites.dde_site import dde
 from pyro_latentde.sites.events_site import events
 from pyro_latentde.sites.observe_site import observe
 from pyro_latentde.sites.ode_site import ode
@@ -12,6 +13,7 @@ from pyro_latentde.sites.population_site import population
 from pyro_latentde.sites.series_plate import series_plate
 from pyro_latentde.sites.settings import solver
 from pyro_latentde.sites.steady_state_site import steady_state
+from pyro_latentde.solve.delays import ddesolve
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution, Status
 from pyro_latentde.solve.steady_solve import SteadyState, steady_state_solve
@@ -24,6 +26,8 @@ __all__ = [
     "SteadyState",
     "analysis",
     "clear_cache",
+    "dde",
+    "ddesolve",
     "errors",
     "events",
     "infer",

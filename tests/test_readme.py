@@ -6,12 +6,16 @@ from pathlib import Path
 
 import arviz
 import matplotlib.image
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+import pyro_latentde as lde
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE, TRUST, VIDEOS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLE, TRUST, VIDEOS, *SHORT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MOST_LINES = 25
 
 
@@ -87,3 +91,11 @@ def test_what_it_points_to_exists():
     assert [target for target in local if not (ROOT / target).exists()] == []
     picture = next(ROOT / target for target in local if target.endswith(".png"))
     assert picture.stat().st_size < 150_000
+
+
+def test_delays_example_runs():
+    """The lines that solve a delay equation, with what a model has around them."""
+    (code,) = [block for block in SHORT if "lde.dde(" in block]
+    names = {"torch": torch, "pyro": pyro, "dist": dist, "lde": lde, "times": torch.linspace(0, 5, 6)}
+    exec(compile(code, "README.md", "exec"), {**names, "growth_rate": torch.tensor(1.0)}, names)
+    assert names["z"].shape == (6, 1) and names["z"].isfinite().all()

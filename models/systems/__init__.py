@@ -4,6 +4,7 @@
 from pyro_latentde.models.systems import (
     bursts,
     cardiovascular,
+    delayed_logistic,
     double_pendulum_pixels,
     fitzhugh_nagumo,
     hopper,
@@ -26,6 +27,7 @@ from pyro_latentde.models.systems import (
 __all__ = [
     "bursts",
     "cardiovascular",
+    "delayed_logistic",
     "double_pendulum_pixels",
     "fitzhugh_nagumo",
     "hopper",

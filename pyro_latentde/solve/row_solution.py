@@ -6,10 +6,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_STEPS", "NON_FINITE", "NO_CONVERGENCE", "OK", "UNDERFLOW", "RowSolution", "empty_report", "report_of"]
+__all__ = [
+    "BAD_LAG",
+    "MAX_STEPS",
+    "NON_FINITE",
+    "NO_CONVERGENCE",
+    "OK",
+    "UNDERFLOW",
+    "RowSolution",
+    "empty_report",
+    "report_of",
+]
 
 # The values of the public Status.
 OK, MAX_STEPS, UNDERFLOW, NON_FINITE, NO_CONVERGENCE = 0, 1, 2, 3, 5
+BAD_LAG = 20
 
 
 @dataclass
@@ -18,12 +29,13 @@ class RowSolution:
 
     Args:
         ys: States at the output times, NaN where not reached, ``(R, T, D)``.
-        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, ``(R,)``.
+        status: 0 ok, 1 too many steps, 2 step underflow, 3 non-finite, 5 no convergence, 20 a bad lag, ``(R,)``.
         n_accepted: Accepted steps, ``(R,)``.
         n_rejected: Rejected trials, ``(R,)``.
         n_evals: Evaluations of the row's field, ``(R,)``.
         steps: Signed accepted step sizes, zeros at the right, ``(R, N)``; of a switching method ``(R, N, 2)`` with how
-            each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y).
+            each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y); of a delay equation
+            ``(R, N, 1 + L)`` with the lags.
     """
 
     ys: Tensor

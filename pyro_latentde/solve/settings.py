@@ -82,8 +82,11 @@ class SolveSettings:
         sensitivity = "forward" if self.gradient == "forward" else "adjoint"
         return Settings(float(self.rtol), float(self.atol), self.max_steps, self.step_size, sensitivity, keep, checked)
 
-    def replay_steps(self, problem: Problem) -> Tensor | None:
-        """The steps to take again, ``(rows, N)``; where methods alternate ``(rows, N, 2)`` with how each was taken."""
+    def replay_steps(self, problem: Problem, lags: int = 0) -> Tensor | None:
+        """The steps to take again, ``(rows, N)``; where methods alternate ``(rows, N, 2)`` with how each was taken.
+
+        Those of a delay equation with ``lags`` lags are ``(rows, N, 1 + lags)``.
+        """
         if self.replay is None:
             return None
         steps = self.replay._steps().detach()
@@ -94,6 +97,11 @@ class SolveSettings:
                 f"{tuple(problem.batch)}. "
                 "Every row takes its own steps: solve both with the same batch."
             )
+        alternates = get_method(self.method).stiff is not None
+        expected = (1 + lags,) if lags else (2,) if alternates else ()
+        if steps.shape[len(batch) + 1 :] != expected:
+            kind = f"a delay equation with {lags} lag(s)" if lags else f"an equation without lags by {self.method!r}"
+            raise SolveError(f"replay= expects a solution of {kind}, whose steps say as much as this solve needs.")
         return steps.reshape(problem.rows, *steps.shape[len(batch) :])
 
 

@@ -20,7 +20,8 @@ class Status(enum.IntEnum):
 
     ``NON_FINITE_GRADIENT`` is set by the backward pass: the solution is right, its gradient overflowed and was set to
     zero. ``NO_STEADY_STATE`` and ``SINGULAR`` are ends of a search for a steady state: nothing settles, or the state
-    is one of many that lie side by side, so that it has no gradient.
+    is one of many that lie side by side, so that it has no gradient. ``BAD_LAG``: a lag that is not
+    positive and finite.
     """
 
     OK = 0
@@ -31,6 +32,7 @@ class Status(enum.IntEnum):
     NO_CONVERGENCE = 5
     NO_STEADY_STATE = 10
     SINGULAR = 11
+    BAD_LAG = 20
 
     @property
     def sentence(self) -> str:
@@ -46,6 +48,7 @@ _SENTENCES = {
     Status.NO_CONVERGENCE: "Newton's method did not converge",
     Status.NO_STEADY_STATE: "no steady state found",
     Status.SINGULAR: "singular Jacobian at the steady state",
+    Status.BAD_LAG: "a lag that is not positive and finite",
 }
 
 
@@ -120,10 +123,8 @@ class Solution:
     @property
     def implicit(self) -> Tensor:
         """Which accepted steps were implicit, ``(*batch, N)`` bool, False beyond the last step of a row."""
-        steps = self._steps()
-        if steps.ndim > self.status.ndim + 1:
-            return steps[..., 1] > 0
-        return (steps != 0) & (get_method(self.method).kind == "implicit")
+        kind = get_method(self.method).kind
+        return self._steps()[..., 1] > 0 if kind == "switching" else (self.steps != 0) & (kind == "implicit")
 
     def at(self, t: Tensor | float) -> Any:
         r"""The states at other times in the solved span: :math:`y(t_n + \theta h) = y_n + h \sum_i b_i(\theta) k_i`.

@@ -15,7 +15,7 @@ from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, ti
 from pyro_latentde.solve.stepper import replay_rows, solve_rows
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
-__all__ = ["TorchSolve", "replay_function", "require_sorted", "solve_outputs"]
+__all__ = ["TorchSolve", "per_row", "replay_function", "require_sorted", "solve_outputs"]
 
 BatchedField = Callable[..., Tensor]
 MakeField = Callable[[Sequence[Tensor], Sequence[bool]], BatchedField]
@@ -55,7 +55,7 @@ def require_sorted(times: Tensor, times_shared: bool, t0: Tensor, t0_shared: boo
         raise DataError("under vmap or grad over times, the times must be sorted, running away from t0 to one side.")
 
 
-def _per_row(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
+def per_row(rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.expand(rows, *t.shape) if one else t for t, one in zip(tensors, shared, strict=True)]
 
 
@@ -64,6 +64,7 @@ def replay_function(
     find: Callable[[int, tuple[bool, ...], Sequence[Tensor]], tuple[Tensor, Tensor]],
     method: Method,
     count: int,
+    along: Callable[..., Tensor] = replay_rows,
 ) -> TorchRows:
     """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
 
@@ -71,13 +72,14 @@ def replay_function(
         make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
+        along: Takes the steps again, as :func:`replay_rows` does.
     """
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
-        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
+        y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
         f = make_field(tensors[3:count], shared[3:count])
-        ys = replay_rows(f, y0, times, t0, h.to(y0), method)
+        ys = along(f, y0, times, t0, h.to(y0), method)
         good = (status == 0).to(y0.device)[:, None, None]
         # a failed row has zero gradient, and no NaN may reach the others' through a product with it
         return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
@@ -111,7 +113,7 @@ class TorchSolve(RowFunction):
         self.wrt = tuple(range(3 + leaves))
 
     def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
-        y0, times, t0 = _per_row(rows, shared[:3], tensors[:3])
+        y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
         f = self.make_field(tensors[3:], shared[3:])
         return solve_rows(f, y0, times, t0, self.method, **self.control)
 

@@ -22,7 +22,7 @@ from pyro_latentde.solve.lift import Lift, in_fresh_thread, is_wrapped, stand_in
 from pyro_latentde.solve.misfit import ambiguity, check_result, misfit
 from pyro_latentde.solve.structure import Parameters, StateShape
 
-__all__ = ["BoundField", "FieldInfo", "StateShape", "clear_fields", "Parameters", "examine", "row_of"]
+__all__ = ["BoundField", "FieldInfo", "StateShape", "clear_fields", "Parameters", "examine", "readings", "row_of"]
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,11 @@ def _examine(
     if unknown:
         known = sorted({*names, *state.names})
         raise ShapeError(f"event_dims names {sorted(unknown)}; expected names of parameters or states: {known}.")
-    readings = _readings(names, leaves, event_dims, y0.shape[:-1])
+    choices = readings(names, leaves, event_dims, y0.shape[:-1])
 
     def attempt() -> tuple[list, list]:
         fits, misses = [], []
-        for ranks in readings:
+        for ranks in choices:
             try:
                 out, captured = row.call(_rows_of(leaves, ranks))
                 if tuple(out.shape) == (state.size,):
@@ -247,7 +247,7 @@ def _works(
     state = StateShape(None, (y0.shape[-1:],), ())
     other = replace(info, state=state)
     turned = (lambda t, y, *p: f(y, t, *p)) if exchanged else f
-    for ranks in _readings(info.params.names, leaves, event_dims, y0.shape[:-1]):
+    for ranks in readings(info.params.names, leaves, event_dims, y0.shape[:-1]):
         try:
             out, _ = _Row(turned, other, state, y0, t, None).call(_rows_of(leaves, ranks))
         except Exception:
@@ -257,7 +257,7 @@ def _works(
     return False
 
 
-def _readings(
+def readings(
     names: Sequence[str], leaves: Sequence[Tensor], event_dims: dict[str, int], batch: torch.Size
 ) -> list[tuple[int, ...]]:
     """Event ranks to try for the leaves, whole tensors first."""

@@ -41,7 +41,8 @@ def test_every_system_is_listed():
 
 def test_siblings_have_the_same_shape(system):
     assert {"PARAMETERS", "STATES", "model", "simulate", "vector_field"} <= set(system.__all__)
-    assert list(inspect.signature(system.vector_field).parameters) == ["t", "y", "p"]
+    arguments = list(inspect.signature(system.vector_field).parameters)
+    assert arguments == (["t", "y", "lagged", "p"] if "lagged" in arguments else ["t", "y", "p"])
     for function, first, last in (
         (system.model, ["series", "times"], []),
         (system.simulate, ["times", "parameters"], ["num_series", "missing", "seed"]),

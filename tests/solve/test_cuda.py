@@ -90,15 +90,6 @@ def test_symplectic_steps(places, method):
     assert (counts[1] > 1).all()
 
 
-def pendulum(t, y, p):
-    q, v = y
-    return torch.stack([v, -p * torch.sin(q) + 0.1 * torch.cos(t)])
-
-
-def test_symplectic_steps(places):
-    agree(places, f=pendulum, p=tensor(1.0, 2.0, 0.5), method="leapfrog", step_size=0.11)
-
-
 def test_backwards_and_alone(places):
     agree(places, y0=STARTS[0], times=tensor(0.7, 0.3, 0.3, 0.0), t0=1.0, p=RATES[0])
 
@@ -117,7 +108,7 @@ def test_switching_and_replay(places):
     solution = lde.odesolve(moved["f"], moved["y0"], moved["times"], moved["p"], method="auto", rtol=1e-4, atol=1e-9)
     kinds = solution.implicit
     assert 0 < int(kinds.sum()) < kinds.numel()
-    assert solution.engine == "fused" and "thread" in solution.reason
+    assert solution.engine == "fused"
     again = lde.odesolve(moved["f"], moved["y0"], moved["times"], moved["p"], replay=solution)
     # replayed stages are solved down to rounding, adaptive ones to a part of the tolerance
     torch.testing.assert_close(again.ys, solution.ys, rtol=1e-4, atol=1e-7)
@@ -154,7 +145,7 @@ def test_gradients_in_parts(places, monkeypatch):
 def test_no_parameters_and_no_rows(places):
     where = places("device")
     none = lde.odesolve(lambda t, y: -y, torch.ones(0, 2, dtype=DOUBLE, device=where), TIMES.to(where))
-    assert none.ys.shape == (0, 4, 2) and none.engine == "fused"
+    assert none.ys.shape == (0, 4, 2) and none.engine == "fused" and "thread" in none.reason
     y0 = torch.ones(2, dtype=DOUBLE, device=where, requires_grad=True)
     one = lde.odesolve(lambda t, y: -y, y0, TIMES.to(where), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(one.ys[:, 0].detach().cpu(), torch.exp(-TIMES), rtol=1e-7, atol=1e-9)

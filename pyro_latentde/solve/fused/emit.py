@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyro_latentde.solve.fused.graph import Graph, Matrix, Node, jvp, reachable, vjp
 from pyro_latentde.solve.fused.scalar_ops import OPS
 
-__all__ = ["FieldSource", "field_source", "literal"]
+__all__ = ["FieldSource", "delayed_source", "field_source", "literal"]
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,25 @@ def field_source(
     parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
     if jacobian:
         parts.append(_field_jac(graph, outputs))
+    return FieldSource(
+        source="\n\n".join(source for source, _ in parts),
+        scratch=max(body.scratch for _, body in parts),
+        statements=sum(len(body.lines) for _, body in parts),
+    )
+
+
+def delayed_source(graph: Graph, outputs: Sequence[Node], states: int, past: bool, tangent: bool) -> FieldSource:
+    """Write out a field that sees lagged states behind its own, each function with one derivative.
+
+    Args:
+        outputs: The nodes of dy_i/dt, then those of the history at t.
+        states: How many of each.
+        past: Write out ``past``, the history, too.
+        tangent: Forward mode instead of reverse mode.
+    """
+    derivative = _field_jvp if tangent else _field_vjp
+    chosen = [_Part("field", 0, states)] + ([_Part("past", states, 2 * states)] if past else [])
+    parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),

@@ -130,7 +130,7 @@ class FusedSolve(RowFunction):
         return outputs
 
     def _run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor], token: int) -> list[Tensor]:
-        a = _arrays(rows, shared, tensors)
+        a = self.inputs(rows, shared, tensors)
         if not self.settings.checked:
             require_sorted(tensors[1], shared[1], tensors[2], shared[2])
         record = self.record(a, token)
