@@ -56,7 +56,8 @@ def vector_field(t: Tensor, y: Tensor, lagged: tuple[Tensor, ...], p: Mapping[st
     Returns:
         (1,), individuals per month.
     """
-    return p["r"] * y * (1.0 - lagged[0] / p["K"])
+    (now,), (before,) = y, lagged[0]
+    return torch.stack([p["r"] * now * (1.0 - before / p["K"])])
 
 
 def model(series: Series | None = None, times: Tensor | None = None) -> Tensor:

@@ -51,6 +51,11 @@ def choose_engine(problem: Problem, engine: str, gradient: str, method: str) -> 
     """
     if engine not in ENGINES:
         raise SolveError(not_among("engine", engine, ENGINES))
+    if problem.stops is not None and (gradient == "adjoint" or engine == "torchdiffeq"):
+        raise SolveError(
+            "torchdiffeq knows no doses, jumps or inputs with knots: expected "
+            f'gradient="discrete" or "forward" and engine="auto", "fused" or "torch"; got {gradient!r} and {engine!r}.'
+        )
     if gradient == "adjoint":
         if engine in ("auto", "torchdiffeq"):
             return "torchdiffeq", 'gradient="adjoint" is the continuous adjoint of torchdiffeq'
@@ -59,23 +64,26 @@ def choose_engine(problem: Problem, engine: str, gradient: str, method: str) -> 
         return engine, "as asked"
     obstacle = _why_not_fused(problem, method)
     if obstacle is None:
-        return "fused", problem.info.kernels["why", method]
+        return "fused", problem.info.kernels["why", method, problem.stops is None]
     if engine == "fused":
         raise SolveError(f'engine="fused" cannot solve this: {obstacle}. engine="torch" can.')
     return "torch", obstacle
 
 
 def _why_not_fused(problem: Problem, method: str) -> str | None:
-    kernels, found = problem.info.kernels, traced(problem)
+    kernels, found, device = problem.info.kernels, traced(problem), on_device(problem.tensors[0])
     if isinstance(found, str):
         return found
-    if ("why", method) not in kernels:
+    smooth = problem.stops is None
+    if device and not smooth:
+        return "steps that end at doses, jumps and knots are compiled for CPUs only"
+    if ("why", method, smooth) not in kernels:
         from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
 
-        device, dtype = on_device(problem.tensors[0]), problem.tensors[0].dtype
-        kernels["why not", method] = too_large(found, get_method(method), dtype, device)
-        kernels["why", method] = why_fused(found, get_method(method), device)
-    return kernels["why not", method]
+        dtype = problem.tensors[0].dtype
+        kernels["why not", method, smooth] = too_large(found, get_method(method), dtype, device, smooth)
+        kernels["why", method, smooth] = why_fused(found, get_method(method), device, smooth)
+    return kernels["why not", method, smooth]
 
 
 def traced(problem: Problem) -> Any:
@@ -118,9 +126,10 @@ def _trace(problem: Problem) -> Any:
         return problem.info.call(problem.f, t, y, leaves)
 
     pairs = list(zip(problem.tensors, problem.shared, strict=True))
+    pairs = pairs[: 3 + problem.field_leaves]
     rows = in_fresh_thread(lambda: [row_of(x, x.ndim if shared else x.ndim - 1) for x, shared in pairs])
     own, known = rows[3 : 3 + problem.own], rows[3 + problem.own :]
-    bound_count = problem.leaves - problem.own - problem.info.captured_count
+    bound_count = problem.field_leaves - problem.own - problem.info.captured_count
     bound = list(zip(problem.originals[:bound_count], known[:bound_count], strict=True))
     try:
         trace = trace_row(call, rows[2], rows[0], own, bound)
@@ -136,7 +145,7 @@ def _trace(problem: Problem) -> Any:
 def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> RowFunction:
     """The compiled solve, keeping its steps or not; compiled once per field and method, whatever lambda carries it."""
     kernels = problem.info.kernels
-    key = (settings, keep, problem.checked, on_device(problem.tensors[0]))
+    key = (settings, keep, problem.checked, on_device(problem.tensors[0]), problem.stops)
     function = kernels.get(key)
     if function is None:
         function = _new_fused_function(problem, settings, keep)
@@ -153,9 +162,10 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
     further = settings.fused(keep, problem.checked), settings.replay_steps(problem)
     if on_device(y0):
         return _on_device(problem, name)(*further)
-    if name not in kernels:
-        kernels[name] = new_kernel(kernels["trace"], problem.leaves, get_method(name))
-    return FusedSolve(kernels[name], *further)
+    key = (name, problem.stops)
+    if key not in kernels:
+        kernels[key] = new_kernel(kernels["trace"], problem.leaves, get_method(name), problem.stops)
+    return FusedSolve(kernels[key], *further)
 
 
 def _on_device(problem: Problem, name: str) -> Callable[..., RowFunction]:
@@ -203,7 +213,7 @@ def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
     method, replay = get_method(settings.method), settings.replay_steps(problem)
     make_field = _layers(problem) or batched_field(problem)
-    return TorchSolve(make_field, problem.leaves, method, **settings.control, replay=replay)
+    return TorchSolve(make_field, problem.leaves, method, **settings.control, replay=replay, stops=problem.stops)
 
 
 def _layers(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField] | None:

@@ -85,7 +85,7 @@ def _given_badly(problem: Problem, row: int, start: str = "y0") -> str:
     for i in np.flatnonzero(~np.isfinite(y0))[:1] if y0 is not None else ():
         name = (problem.info.state.coordinates or {i: f"{start}[{i}]"})[i]
         return f"make the initial state finite, {name} is {y0[i]:g} in this row"
-    for k, name in enumerate(problem.names):
+    for k, name in enumerate(problem.names[: problem.field_leaves]):
         values = peek(_row(problem, 3 + k, row))
         if values is not None and not np.isfinite(values).all():
             return f"make the parameters finite, {name} is not"

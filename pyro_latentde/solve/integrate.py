@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.discontinuities import Discontinuities
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
@@ -39,6 +40,7 @@ def odesolve(
     gradient: str = "discrete",
     engine: str = "auto",
     event_dims: dict[str, int] | None = None,
+    jumps: Any = None,
     max_steps: int = 10_000,
     on_failure: str = "raise",
     replay: Solution | None = None,
@@ -70,6 +72,8 @@ def odesolve(
         engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU, CUDA), ``"torch"`` (any device), ``"torchdiffeq"``.
         event_dims: Trailing dimensions of a parameter (or structured state) that belong to one row, by name
             (``{"k": 1}``; a single tensor is called ``"p"``), where the field does not tell.
+        jumps: Times at which the field jumps or has a kink, ``(M,)`` or ``(*batch, M)``, NaN where a row has fewer:
+            steps end exactly there, and a stage at such a time belongs to the side of its own step.
         max_steps: Most steps of a row in the whole solve, rejected ones included.
         on_failure: ``"raise"``, or ``"nan"``: failed rows are NaN with a status.
         replay: A solution whose accepted steps are taken again, without error control.
@@ -99,7 +103,8 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    problems = pose(f, y0, times, params, t0, event_dims)
+    given = Discontinuities(jumps)
+    problems = pose(f, y0, times, params, t0, event_dims, given)
     first = problems[0]
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
@@ -115,15 +120,9 @@ def odesolve(
     if len(batch) != 1:  # else rows are laid out as the user's batch already
         ys, report = ys.reshape(*batch, *ys.shape[1:]), report.reshape(*batch, 5)
 
-    def again(t: Tensor) -> Any:
-        return _at(t, f, y0, params, first, settings, engine_name, event_dims)
-
     def steps() -> Tensor:
         found = _accepted(problems, engine_name, settings)
         return found.reshape(*batch, *found.shape[1:])
-
-    def decay(row: int) -> float:
-        return fastest_decay(first, ys.detach().reshape(first.rows, *ys.shape[-2:]), row)
 
     return Solution(
         ys=state.unflatten(ys),
@@ -136,10 +135,10 @@ def odesolve(
         reason=reason,
         shape_of_state=state,
         _report=report,
-        _again=again,
+        _again=lambda t: _at(t, f, y0, params, first, settings, engine_name, event_dims, given),
         _steps=steps,
         _start=first.tensors[2].detach(),
-        _decay=decay,
+        _decay=lambda row: fastest_decay(first, ys.detach().reshape(first.rows, *ys.shape[-2:]), row),
     )
 
 
@@ -191,7 +190,7 @@ def _by_torchdiffeq(problem: Problem, settings: SolveSettings) -> Rows:
             'torch.func transforms, which infer.nuts uses too. Try engine="auto" with gradient="discrete".'
         )
     rows = [t.expand(problem.rows, *t.shape) if s else t for t, s in zip(problem.tensors, problem.shared, strict=True)]
-    leaves, shared = problem.tensors[3:], problem.shared[3:]
+    leaves, shared = problem.tensors[3:], problem.shared[3:]  # there are no stops, see choose_engine
     out = solve_torchdiffeq(
         batched_field(problem)(leaves, shared),
         rows[0],
@@ -223,6 +222,7 @@ def _at(
     settings: SolveSettings,
     engine: str,
     event_dims: dict[str, int] | None,
+    given: Discontinuities,
 ) -> Any:
     """Solve again with outputs at t. The last time stays an output, so the steps are the same ones."""
     points = t.reshape(1) if t.ndim == 0 else t
@@ -251,6 +251,7 @@ def _at(
         engine=engine,
         event_dims=event_dims,
         on_failure="nan",
+        **given.keywords,
         **settings.keywords,
     )
     pick = 0 if t.ndim == 0 else slice(0, points.shape[-1])

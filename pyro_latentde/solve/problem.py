@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from pyro_latentde.errors import DataError, ShapeError
+from pyro_latentde.solve.discontinuities import Discontinuities, stops_of
 from pyro_latentde.solve.exchanged import exchange_hint
 from pyro_latentde.solve.lift import is_wrapped, no_transform, peek
+from pyro_latentde.solve.stops import Stops
 from pyro_latentde.solve.structure import Parameters, StateShape
 from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine
 
@@ -53,6 +55,7 @@ class Problem(NamedTuple):
         times: As given, ``(T,)`` or ``(*batch, T)``.
         order: Positions that sort the times in the direction of integration, if they were not.
         checked: False where the times cannot be looked at before the solve (a transform holds them).
+        stops: What happens at the times at which steps must end, if there are any; its tensors are the last ones.
     """
 
     f: Callable
@@ -64,6 +67,7 @@ class Problem(NamedTuple):
     times: Tensor
     order: Tensor | None
     checked: bool
+    stops: Stops | None = None
 
     @property
     def batch(self) -> torch.Size:
@@ -80,12 +84,17 @@ class Problem(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """What each tensor after y0, times and t0 is called in messages."""
-        return _names(self.info, self.bound_names)
+        return _names(self.info, self.bound_names, self.stops)
 
     @property
     def own(self) -> int:
         """Number of parameter leaves, before the bound and captured tensors."""
-        return len(self.tensors) - 3 - len(self.originals)
+        return self.field_leaves - len(self.originals)
+
+    @property
+    def field_leaves(self) -> int:
+        """Number of tensors that the field sees."""
+        return self.leaves - (0 if self.stops is None else len(self.stops.names))
 
     @property
     def leaves(self) -> int:
@@ -149,6 +158,7 @@ def pose(
     params: Any,
     t0: Any,
     event_dims: dict[str, int] | None,
+    given: Discontinuities | None = None,
 ) -> list[Problem]:
     """Check a problem and lay it out; two problems (forward, backward) when the times lie on both sides of t0.
 
@@ -157,14 +167,20 @@ def pose(
         DataError: For times that are not finite, or unsorted without ``t0``.
     """
     try:
-        return _laid_out(f, y0, times, params, t0, event_dims)
+        return _laid_out(f, y0, times, params, t0, event_dims, given)
     except (ShapeError, DataError) as error:
         error.args = (f"{error}{exchange_hint(y0, times)}",)
         raise
 
 
 def _laid_out(
-    f: Callable | BoundField, y0: Any, times: Any, params: Any, t0: Any, event_dims: dict[str, int] | None
+    f: Callable | BoundField,
+    y0: Any,
+    times: Any,
+    params: Any,
+    t0: Any,
+    event_dims: dict[str, int] | None,
+    given: Discontinuities | None,
 ) -> list[Problem]:
     bound = f if isinstance(f, BoundField) else None
     f = bound.f if bound is not None else f
@@ -174,11 +190,11 @@ def _laid_out(
         raise ShapeError(
             f'event_dims = {event_dims!r}; expected a dict by name, {{"k": 1}}; a single tensor is called "p".'
         )
-    given = event_dims or {}
-    state, y0 = flatten_state(y0, given)
+    dims = event_dims or {}
+    state, y0 = flatten_state(y0, dims)
     parameters = Parameters.of(params, y0)
     _check_devices(parameters, y0)
-    own_dims = {k: v for k, v in given.items() if k not in state.names or k in parameters.names}
+    own_dims = {k: v for k, v in dims.items() if k not in state.names or k in parameters.names}
     times = _as_times("times", times, y0)
     if times.ndim == 0 or times.shape[-1] == 0:
         raise ShapeError(f"times has shape {tuple(times.shape)}; expected (T,) or (*batch, T) with T at least 1.")
@@ -195,12 +211,13 @@ def _laid_out(
     leaves = (*parameters.leaves, *originals)
     problems = []
     for side, order, checked in sides:
-        tensors = (y0, side, start, *leaves)
-        layout = _layout_of(info, bound, tensors)
+        stops, events = stops_of(given, state, y0, side, start, len(problems) > 0)
+        tensors = (y0, side, start, *leaves, *events)
+        layout = _layout_of(info, bound, tensors, stops)
         if layout.moves:
             pairs = zip(tensors, layout.moves, strict=True)
             tensors = tuple(x if m is None else x.expand(m[0]).reshape(m[1]) for x, m in pairs)
-        problems.append(Problem(f, info, layout, tensors, originals, bound_names, times, order, checked))
+        problems.append(Problem(f, info, layout, tensors, originals, bound_names, times, order, checked, stops))
     return problems
 
 
@@ -234,21 +251,24 @@ def _check_finite(name: str, seen: np.ndarray | None) -> None:
         )
 
 
-def _names(info: FieldInfo, bound_names: Sequence[str]) -> tuple[str, ...]:
-    return (*info.params.names, *bound_names, *(f"captured tensor {i}" for i in range(info.captured_count)))
+def _names(info: FieldInfo, bound_names: Sequence[str], stops: Stops | None) -> tuple[str, ...]:
+    captured = (f"captured tensor {i}" for i in range(info.captured_count))
+    return (*info.params.names, *bound_names, *captured, *(() if stops is None else stops.names))
 
 
-def _layout_of(info: FieldInfo, bound: BoundField | None, tensors: Sequence[Tensor]) -> RowLayout:
-    """The layout of these tensors, recalled: all shapes but those of times and t0 are part of what ``info`` is of."""
-    shapes = (tensors[1].shape, tensors[2].shape)
+def _layout_of(info: FieldInfo, bound: BoundField | None, tensors: Sequence[Tensor], stops: Stops | None) -> RowLayout:
+    """The layout of these tensors, recalled: all other shapes are part of what ``info`` is of."""
+    ends = () if stops is None else stops.ranks
+    last = len(tensors) - len(ends)
+    shapes = (tensors[1].shape, tensors[2].shape, *(x.shape for x in tensors[last:]))
     layout = info.layouts.get(shapes)
     if layout is None:
         if len(info.layouts) >= _LAYOUTS:
             info.layouts.clear()
         extra = () if bound is None else bound.event_dims
-        captured = tensors[len(tensors) - info.captured_count :]
-        ranks = (1, 1, 0, *info.ranks, *extra, *(x.ndim for x in captured))
-        names = ("y0", "times", "t0", *_names(info, () if bound is None else bound.names))
+        captured = tensors[last - info.captured_count : last]
+        ranks = (1, 1, 0, *info.ranks, *extra, *(x.ndim for x in captured), *ends)
+        names = ("y0", "times", "t0", *_names(info, () if bound is None else bound.names, stops))
         layout = info.layouts[shapes] = _layout([tuple(x.shape) for x in tensors], ranks, names)
     return layout
 

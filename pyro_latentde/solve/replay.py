@@ -2,7 +2,8 @@
 """Given steps, taken again in differentiable operations: the discrete adjoint of the torch engine.
 
 The step sizes are constants of the derivative; the grid t_n = t0 + sum_(m<n) h_m moves with t0, and an output
-at time t_j in step n is the interpolant at θ = (t_j - t_n) / h_n, differentiated through θ.
+at time t_j in step n is the interpolant at θ = (t_j - t_n) / h_n, differentiated through θ. Steps after a stop move
+with the stop in place of t0, and the state at a stop is an output of the step that ends there.
 """
 
 from collections.abc import Callable
@@ -11,18 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.implicit_rows import replayed_stages
+from pyro_latentde.solve.given_step import GivenStep, after_stop, stopped, take_given
 from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.runge_kutta import (
-    accepts_rows,
-    dense_stages,
-    interpolate,
-    main_stages,
-    restrict,
-)
-from pyro_latentde.solve.symplectic import end_slopes, hermite, symplectic_step
+from pyro_latentde.solve.row_stops import RowStops
+from pyro_latentde.solve.runge_kutta import accepts_rows, restrict
 
 __all__ = ["Plan", "follow", "plan_outputs", "replay_rows"]
+
+Field = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -32,45 +29,91 @@ class Plan:
     Args:
         steps: Signed step sizes, zeros at the right, ``(R, N)``.
         kind: How each was taken, ``(R, N)``, of a switching method, else None.
-        offsets: t_n - t0 for n = 0..N, ``(R, N + 1)``.
+        marks: The stop ahead of each step, negative where it does not end there, ``(R, N)``; None without stops.
+        origin: The stop from which each step begins its count, 0 for t0, ``(R, N)``; None without stops.
+        offsets: t_n - t0, or t_n - origin, for n = 0..N, ``(R, N + 1)``.
         count: Steps per row, ``(R,)``.
         step: Step of each output, -1 for y0 of a row without steps, N for outputs not reached, ``(R, T)``.
         at_end: True where the output is exactly the end of its step, ``(R, T)``.
+        past: True where the output is the state after the stop at the end of its step, ``(R, T)``.
         chunks: Flat output indices per step: first those of step -1, last those not reached.
         interior: Per step, whether any output lies strictly before its end.
     """
 
     steps: Tensor
     kind: Tensor | None
+    marks: Tensor | None
+    origin: Tensor | None
     offsets: Tensor
     count: Tensor
     step: Tensor
     at_end: Tensor
+    past: Tensor
     chunks: list[Tensor]
     interior: list[bool]
 
+    def start(self, rows: Tensor, n: int, t0: Tensor, stops: RowStops | None) -> Tensor:
+        """t_n of these rows."""
+        first = t0[rows]
+        if stops is not None:
+            origin = self.origin[rows, n]
+            first = torch.where(origin > 0, stops.time(rows, origin), first)
+        return first + self.offsets[rows, n]
 
-def plan_outputs(times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | None = None) -> Plan:
+    def unchanged(self, stops: RowStops | None) -> Tensor:
+        """Rows whose state right after the start is y0, ``(R, 1)``."""
+        if stops is None or not stops.stops.after or not self.steps.shape[1]:
+            return torch.ones_like(self.count, dtype=torch.bool)[:, None]
+        return ~((self.steps[:, :1] == 0) & (self.marks[:, :1] > 0))
+
+    def implicit(self, rows: Tensor, n: int, method: Method) -> Tensor | None:
+        """Of a switching method, which rows take an implicit step."""
+        return None if method.stiff is None or self.kind is None else self.kind[rows, n] > 0
+
+    def begins_anew(self, rows: Tensor, n: int, method: Method, active: Tensor) -> Tensor:
+        """Rows whose step does not begin with the last slope of the step before."""
+        if n == 0:
+            return torch.zeros_like(active)
+        anew = torch.zeros_like(active) if method.fsal else torch.ones_like(active)
+        if (implicit := self.implicit(rows, n, method)) is not None:
+            anew = anew | (implicit != self.implicit(rows, n - 1, method)) & active
+        return anew if self.marks is None else anew | (self.marks[rows, n - 1] > 0) & active
+
+    def field(self, field: Field, rows: Tensor, n: int, stops: RowStops | None, active: Tensor) -> Field:
+        """What the step sees of the field."""
+        if stops is None or n >= self.steps.shape[1]:
+            return field
+        return stops.between(field, rows, self.marks[rows, n].abs(), active)
+
+
+def plan_outputs(
+    times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | None = None, stops: RowStops | None = None
+) -> Plan:
     """Decide which step each output belongs to.
 
     Args:
         times: Output times, sorted per row in its direction, ``(R, T)``.
         t0: Start times, ``(R,)``.
-        steps: Signed step sizes, zeros at the right, ``(R, N)``, or ``(R, N, 2)`` with how each was taken.
+        steps: As in ``RowSolution.steps``; signed sizes, zeros at the right.
         offsets: t_n - t0, ``(R, N + 1)``; None sums the steps.
+        stops: Where steps end, if anywhere.
 
     Returns:
         The plan.
     """
-    times, t0, steps, kind = times.detach(), t0.detach(), steps.detach(), None
+    times, t0, steps, kind, marks = times.detach(), t0.detach(), steps.detach(), None, None
     if steps.ndim == 3:
-        steps, kind = steps.unbind(-1)
+        steps, kind, *more = steps.unbind(-1)
+        marks = more[0].to(torch.int64) if more else None
     n_steps = steps.shape[1]
     if offsets is None:
         offsets = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
-    count = (steps != 0).sum(1)
+    count = (steps != 0).sum(1) if marks is None else ((steps != 0) | (marks > 0)).sum(1)
     direction = torch.where((steps < 0).any(1), -1.0, 1.0).to(times)[:, None]
-    grid = t0[:, None] + offsets
+    grid, origin, landing = t0[:, None] + offsets, None, torch.zeros_like(steps, dtype=torch.bool)
+    if marks is not None:
+        landing = marks > 0
+        origin, offsets, grid = _from_stops(t0, steps, marks, offsets, stops)
     # Sums of steps miss the last output time by rounding: such an output is the end of the last step. One up
     # to 1e-4 of the last step further still belongs to it: finite differences move times and t0.
     last = torch.maximum(t0.abs(), times[:, -1].abs()) if times.shape[1] else t0.abs()
@@ -82,17 +125,41 @@ def plan_outputs(times: Tensor, t0: Tensor, steps: Tensor, offsets: Tensor | Non
 
     ends = (direction * grid[:, 1:]).contiguous()
     step = torch.searchsorted(ends, (direction * times).contiguous())
+    if stops is not None and stops.stops.after:  # outputs at a stop belong to the step after it, if there is one
+        behind = torch.searchsorted(ends, (direction * times).contiguous(), right=True)
+        here = landing.gather(1, step.clamp(max=n_steps - 1)) & (times == grid.gather(1, (step + 1).clamp(max=n_steps)))
+        step = torch.where(here, torch.minimum(behind, count[:, None] - 1), step)
     beyond = (step >= count[:, None]) & (gap <= 1e-4 * last_step)
     step = torch.where(beyond, count[:, None] - 1, step)
     start = (count == 0)[:, None] & (times == t0[:, None])
     step = torch.where(start, -1, torch.where(step < count[:, None], step, n_steps))
     at_end = times == grid.gather(1, (step + 1).clamp(0, n_steps))
-
+    past = torch.zeros_like(at_end)
+    if n_steps and stops is not None and stops.stops.after:
+        past = (step == count[:, None] - 1) & landing.gather(1, step.clamp(0, n_steps - 1)) & at_end
     flat = step.reshape(-1)
     sizes = torch.bincount(flat + 1, minlength=n_steps + 2).tolist()
     chunks = list(torch.argsort(flat, stable=True).split(sizes))
     inside = torch.bincount(flat[~at_end.reshape(-1)] + 1, minlength=n_steps + 2).tolist()
-    return Plan(steps, kind, offsets, count, step, at_end, chunks, [size > 0 for size in inside[1:-1]])
+    return Plan(
+        steps, kind, marks, origin, offsets, count, step, at_end, past, chunks, [size > 0 for size in inside[1:-1]]
+    )
+
+
+def _from_stops(
+    t0: Tensor, steps: Tensor, marks: Tensor, offsets: Tensor, stops: RowStops
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From which stop each step counts (0: from t0), its offset from there, and the grid with the stops in it."""
+    n_steps = steps.shape[1]
+    number = torch.arange(n_steps, device=steps.device).expand_as(steps)
+    latest = torch.where(marks > 0, number, -1).cummax(1).values if n_steps else number
+    latest = torch.nn.functional.pad(latest, (1, 0), value=-1)  # the last step before that ended at a stop
+    begun = latest >= 0
+    origin = torch.where(begun, marks.gather(1, latest.clamp(min=0)), 0) if n_steps else latest.clamp(min=0)
+    offsets = offsets - offsets.gather(1, latest + 1)
+    times = stops.times.detach()
+    grid = torch.where(begun, times.gather(1, origin), t0[:, None]) + offsets
+    return origin, offsets, grid
 
 
 @dataclass
@@ -139,6 +206,7 @@ def follow(
     plan: Plan,
     method: Method,
     on_step: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+    stops: RowStops | None = None,
 ) -> Tensor:
     """Take the steps of ``plan`` and interpolate its outputs.
 
@@ -154,6 +222,7 @@ def follow(
         method: The method.
         on_step: Called with the step number, the rows, y_new and the last stage after each step; its presence
             also makes outputs at the end of a step y_new exactly, which is right for values only.
+        stops: Where steps end, if anywhere.
 
     Returns:
         ``(R, T, D)``, NaN where not reached.
@@ -167,7 +236,8 @@ def follow(
     y, t, k1 = y0[work.rows], t0[work.rows], None
     pieces = [y0[plan.chunks[0] // max(n_times, 1)]]
     if bool(usable.any()):
-        k1 = work.field(*still.put(work.rows, usable[work.rows], t, y))
+        field = plan.field(work.field, work.rows, 0, stops, (plan.count > 0)[work.rows])
+        k1 = field(*still.put(work.rows, usable[work.rows], t, y))
         if exact:
             on_step(-1, work.rows, y, k1)
         else:
@@ -182,69 +252,42 @@ def follow(
             work = _work_on(f, plan.count > n)
             active = active[active]
         rows = work.rows
-        h, t = plan.steps[rows, n], t0[rows] + plan.offsets[rows, n]
+        h, t = plan.steps[rows, n], plan.start(rows, n, t0, stops)
         if n_active < len(active):
             t, y = still.put(rows, active, t, y)
             k1 = torch.where(active[:, None], k1, 0.0)
-        implicit = None if plan.kind is None else plan.kind[rows, n] > 0
-        if n > 0 and not method.fsal:
-            k1 = work.field(t, y)
-        elif n > 0 and implicit is not None:
-            change = (implicit != (plan.kind[rows, n - 1] > 0)) & active
-            k1 = torch.where(change[:, None], work.field(t, y), k1) if bool(change.any()) else k1
-        k, y_new = _given_step(work.field, method, t, y, h, k1, implicit)
+        field = plan.field(work.field, rows, n, stops, active)
+        anew = plan.begins_anew(rows, n, method, active)
+        if bool(anew.any()):
+            k1 = torch.where(anew[:, None], field(t, y), k1)
+        step = take_given(field, method, t, y, h, k1, plan.implicit(rows, n, method))
+        y, k1 = step.y_new, step.k[-1]
+        if stops is not None:
+            y = stopped(step, stops, plan.marks[rows, n], rows, exact)
         if len(chunk):
-            at = work.place[chunk // n_times]
-            theta = (times.reshape(-1)[chunk] - t[at]) / h[at]
-            inside = plan.interior[n] or not exact
-            value = _interpolated(work.field, method, (t, y, h, k, y_new), theta, at, implicit, inside)
-            ends = plan.at_end.reshape(-1)[chunk, None]
-            pieces.append(torch.where(ends, y_new[at], value) if exact else value)
+            pieces.append(_outputs(step, y, plan, times, n, work, exact, stops))
         if exact:
-            on_step(n, rows[active], y_new[active], k[-1][active])
-        y, k1 = y_new, k[-1]
+            on_step(n, rows[active], y[active], k1[active])
+        if stops is not None:
+            y = torch.where((plan.marks[rows, n] > 0)[:, None], stops.dose(y, rows, plan.marks[rows, n].abs()), y)
     pieces.append(y0.new_full((len(plan.chunks[-1]), y0.shape[1]), torch.nan))
     order = torch.cat(plan.chunks).argsort()
     return torch.cat(pieces)[order].reshape(n_rows, n_times, -1)
 
 
-def _given_step(
-    field: Callable[[Tensor, Tensor], Tensor],
-    method: Method,
-    t: Tensor,
-    y: Tensor,
-    h: Tensor,
-    k1: Tensor,
-    implicit: Tensor | None,
-) -> tuple[list[Tensor], Tensor]:
-    """Stages and end of a step, by the method, or by the one of its two that each row took."""
-    if method.kind == "implicit":
-        return replayed_stages(field, method, t, y, h, k1)
-    if method.kind == "symplectic":
-        return symplectic_step(field, method, t, y, h, k1)
-    if implicit is None or not bool(implicit.any()):
-        return main_stages(field, method, t, y, h, k1)
-    inner, y_inner = replayed_stages(field, method.stiff, t, y, torch.where(implicit, h, 0.0), k1)
-    outer, y_outer = main_stages(field, method, t, y, torch.where(implicit, 0.0, h), k1)
-    column = implicit[:, None]
-    return [torch.where(column, a, b) for a, b in zip(inner, outer, strict=True)], torch.where(column, y_inner, y_outer)
-
-
-def _interpolated(
-    field: Callable[[Tensor, Tensor], Tensor],
-    method: Method,
-    step: tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor],
-    theta: Tensor,
-    at: Tensor,
-    implicit: Tensor | None,
-    inside: bool,
+def _outputs(
+    step: GivenStep, y: Tensor, plan: Plan, times: Tensor, n: int, work: _Work, exact: bool, stops: RowStops | None
 ) -> Tensor:
-    """Outputs of a step (t, y, h, stages, y_new); ``inside``: some lie before its end."""
-    t, y, h, k, y_new = step
-    if method.kind == "symplectic":
-        return hermite(theta, y, y_new, h, end_slopes(field, t, y, h, y_new, k) if inside else k, at)
-    stages = dense_stages(field, method, t, y, h, k) if inside else k
-    return interpolate(method, theta, y, h, stages, at, implicit)
+    """The outputs of step n, whose end is y, ``(R, D)``."""
+    chunk, rows = plan.chunks[n + 1], work.rows
+    at, moments = work.place[chunk // times.shape[1]], times.reshape(-1)[chunk]
+    value = step.at(moments, at, plan.interior[n] or not exact)
+    if exact:
+        value = torch.where(plan.at_end.reshape(-1)[chunk, None], y[at], value)
+    if stops is not None and bool((past := plan.past.reshape(-1)[chunk]).any()):
+        behind = after_stop(work.field, stops, plan.marks[rows, n], rows, y)
+        value = torch.where(past[:, None], behind(moments, at), value)
+    return value
 
 
 def _at_start(
@@ -259,7 +302,13 @@ def _at_start(
 
 
 def replay_rows(
-    f: Callable[..., Tensor], y0: Tensor, times: Tensor, t0: Tensor, steps: Tensor, method: Method
+    f: Callable[..., Tensor],
+    y0: Tensor,
+    times: Tensor,
+    t0: Tensor,
+    steps: Tensor,
+    method: Method,
+    stops: RowStops | None = None,
 ) -> Tensor:
     """Solve again along given steps, differentiably.
 
@@ -275,6 +324,7 @@ def replay_rows(
         t0: Start times, ``(R,)``.
         steps: Signed step sizes as in ``RowSolution.steps``, zeros at the right, ``(R, N)``; constants.
         method: The method.
+        stops: Where the steps end, if anywhere.
 
     Returns:
         States at ``times``, ``(R, T, D)``.
@@ -292,4 +342,4 @@ def replay_rows(
         >>> round(rate.grad.item(), 6)
         -0.606531
     """
-    return follow(f, y0, times, t0, plan_outputs(times, t0, steps), method)
+    return follow(f, y0, times, t0, plan_outputs(times, t0, steps, None, stops), method, None, stops)

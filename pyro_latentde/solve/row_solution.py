@@ -34,8 +34,9 @@ class RowSolution:
         n_rejected: Rejected trials, ``(R,)``.
         n_evals: Evaluations of the row's field, ``(R,)``.
         steps: Signed accepted step sizes, zeros at the right, ``(R, N)``; of a switching method ``(R, N, 2)`` with how
-            each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y); of a delay equation
-            ``(R, N, 1 + L)`` with the lags.
+            each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y); with stops ``(R, N, 3)``, and
+            last the number of the stop ahead, positive if the step ended there and negative if not; of a delay
+            equation ``(R, N, 1 + L)`` with the lags.
     """
 
     ys: Tensor

@@ -22,8 +22,13 @@ def require_separable(problem: Problem, method: str) -> None:
 
     Raises:
         ShapeError: For an odd number of states.
-        SolveError: Where a derivative depends on its own half of the states.
+        SolveError: Where a derivative depends on its own half of the states, or steps must end at doses, jumps, knots.
     """
+    if problem.stops is not None:
+        raise SolveError(
+            f"method {method!r} takes equal steps through one smooth motion, and no doses, jumps or inputs with knots; "
+            "expected another method, for example tsit5."
+        )
     kernels, size = problem.info.kernels, problem.info.state.size
     if size % 2:
         raise ShapeError(

@@ -97,11 +97,14 @@ class SolveSettings:
                 f"{tuple(problem.batch)}. "
                 "Every row takes its own steps: solve both with the same batch."
             )
-        alternates = get_method(self.method).stiff is not None
-        expected = (1 + lags,) if lags else (2,) if alternates else ()
+        stops, alternates = problem.stops is not None, get_method(self.method).stiff is not None
+        expected = (1 + lags,) if lags else (3,) if stops else (2,) if alternates else ()
         if steps.shape[len(batch) + 1 :] != expected:
             kind = f"a delay equation with {lags} lag(s)" if lags else f"an equation without lags by {self.method!r}"
-            raise SolveError(f"replay= expects a solution of {kind}, whose steps say as much as this solve needs.")
+            jumps = "and with doses, jumps or inputs with knots" if stops else "and without doses, jumps or knots"
+            raise SolveError(
+                f"replay= expects a solution of {kind} {jumps}, whose steps say as much as this solve needs."
+            )
         return steps.reshape(problem.rows, *steps.shape[len(batch) :])
 
 

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.adaptive import solve_adaptive
+from pyro_latentde.solve.adaptive_stops import solve_stopping
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.replay import follow, plan_outputs, replay_rows
 from pyro_latentde.solve.row_solution import MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
+from pyro_latentde.solve.row_stops import RowStops
 
 __all__ = ["RowSolution", "replay_rows", "solve_rows"]
 
@@ -28,6 +30,7 @@ def solve_rows(
     max_steps: int,
     step_size: float | None = None,
     steps: Tensor | None = None,
+    stops: RowStops | None = None,
 ) -> RowSolution:
     """Solve every row by itself; no gradient.
 
@@ -43,6 +46,7 @@ def solve_rows(
         max_steps: Most trials, accepted or not, per row.
         step_size: Equal steps of at most this size instead of error control, in the unit of time.
         steps: Take exactly these signed steps, zeros at the right, ``(R, N)``; as in ``RowSolution``.
+        stops: Where steps must end.
 
     Returns:
         The solution; rows that fail have a status, and NaN where they did not arrive.
@@ -62,15 +66,18 @@ def solve_rows(
         ([0.606531, 0.367879], [0, 0])
     """
     if steps is not None:
-        return _solve_given(f, y0, times, t0, steps, None, method)
+        return _solve_given(f, y0, times, t0, steps, None, method, None, stops)
     if step_size is not None:
-        steps, offsets, cut = _equal_steps(times, t0, step_size, max_steps)
-        return _solve_given(f, y0, times, t0, steps, offsets, method, cut)
+        equal = _equal_steps if stops is None else stops.equal_steps
+        steps, offsets, cut = equal(times, t0, step_size, max_steps)
+        return _solve_given(f, y0, times, t0, steps, offsets, method, cut, stops)
     if not method.adaptive:
         raise SolveError(
             f"method {method.name!r} does not estimate its error: expected step_size=, got none. "
             "Give step_size, or choose tsit5, dopri5, dopri8, bosh3 or heun."
         )
+    if stops is not None:
+        return solve_stopping(f, y0, times, t0, method, rtol, atol, max_steps, stops)
     return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps)
 
 
@@ -98,9 +105,10 @@ def _solve_given(
     offsets: Tensor | None,
     method: Method,
     cut: Tensor | None = None,
+    stops: RowStops | None = None,
 ) -> RowSolution:
     """Known steps; a row whose state or slope stops being finite fails there."""
-    plan = plan_outputs(times, t0, steps, offsets)
+    plan = plan_outputs(times, t0, steps, offsets, stops)
     last_good, failed = plan.count.clone(), torch.zeros_like(plan.count, dtype=torch.bool)
 
     def check(n: int, rows: Tensor, y: Tensor, slope: Tensor) -> None:
@@ -114,8 +122,8 @@ def _solve_given(
             started[bad] = False
 
     started = torch.ones_like(failed)
-    ys = follow(f, y0, times, t0, plan, method, check)
-    at_start = times == t0[:, None]
+    ys = follow(f, y0, times, t0, plan, method, check, stops)
+    at_start = (times == t0[:, None]) & plan.unchanged(stops)
     ys = torch.where((plan.step < last_good[:, None])[..., None], ys, torch.nan)
     ys = torch.where(at_start[..., None], y0[:, None], ys)
 

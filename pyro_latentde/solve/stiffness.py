@@ -22,7 +22,8 @@ def jacobians_along(problem: Problem, states: Tensor) -> Tensor:
     length = states.shape[1]
     at = torch.linspace(0, length - 1, min(_MOMENTS, length)).round().long().tolist()
     times = problem.times.expand(*problem.batch, length).reshape(-1, length)
-    field = batched_field(problem)(problem.tensors[3:], problem.shared[3:])
+    seen = slice(3, 3 + problem.field_leaves)
+    field = batched_field(problem)(problem.tensors[seen], problem.shared[seen])
     # rows do not touch each other, so the sum over rows has each row's own derivative
     found = [torch.func.jacrev(lambda y, t=times[:, m]: field(t, y).sum(0))(states[:, m]).transpose(0, 1) for m in at]
     return torch.stack(found, 1)

@@ -11,8 +11,10 @@ from pyro_latentde.errors import DataError
 from pyro_latentde.solve.methods import Method
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
+from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, tie_to
 from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.stops import Stops
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
 __all__ = ["TorchSolve", "per_row", "replay_function", "require_sorted", "solve_outputs"]
@@ -65,6 +67,7 @@ def replay_function(
     method: Method,
     count: int,
     along: Callable[..., Tensor] = replay_rows,
+    stops: Stops | None = None,
 ) -> TorchRows:
     """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
 
@@ -73,13 +76,17 @@ def replay_function(
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
         along: Takes the steps again, as :func:`replay_rows` does.
+        stops: What happens at the stops, whose tensors are the last of these inputs.
     """
+    last = count - (0 if stops is None else len(stops.names))
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
         y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
-        f = make_field(tensors[3:count], shared[3:count])
-        ys = along(f, y0, times, t0, h.to(y0), method)
+        f = make_field(tensors[3:last], shared[3:last])
+        moments = RowStops.of(stops, per_row(rows, shared[last:count], tensors[last:count]), times, t0)
+        further = () if moments is None else (moments,)
+        ys = along(f, y0, times, t0, h.to(y0), method, *further)
         good = (status == 0).to(y0.device)[:, None, None]
         # a failed row has zero gradient, and no NaN may reach the others' through a product with it
         return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
@@ -106,16 +113,19 @@ class TorchSolve(RowFunction):
         max_steps: int,
         step_size: float | None,
         replay: Tensor | None,
+        stops: Stops | None = None,
     ) -> None:
         super().__init__()
-        self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.make_field, self.leaves, self.method, self.stops = make_field, leaves, method, stops
         self.control = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "step_size": step_size, "steps": replay}
         self.wrt = tuple(range(3 + leaves))
 
     def _solve(self, rows: int, shared: Sequence[bool], tensors: Sequence[Tensor]) -> object:
         y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
-        f = self.make_field(tensors[3:], shared[3:])
-        return solve_rows(f, y0, times, t0, self.method, **self.control)
+        last = len(tensors) - (0 if self.stops is None else len(self.stops.names))
+        f = self.make_field(tensors[3:last], shared[3:last])
+        stops = RowStops.of(self.stops, per_row(rows, shared[last:], tensors[last:]), times, t0)
+        return solve_rows(f, y0, times, t0, self.method, **self.control, stops=stops)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         if self.control["steps"] is None:
@@ -140,7 +150,7 @@ class TorchSolve(RowFunction):
         return steps.h, steps.status
 
     def replayed(self) -> TorchRows:
-        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves)
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, stops=self.stops)
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())

@@ -343,6 +343,26 @@ def test_lags_are_given_in_several_ways():
     assert rows.shape == (2, 8, 2) and torch.equal(rows[0], expected)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_times_in_any_order_and_replicates(engine):
+    times = tensor(2.0, 0.0, 1.0, 2.0, 3.7, 0.5)
+    solution = lde.ddesolve(decay, ONE, 1.0, times, tensor(0.8)[0], t0=0.0, engine=engine, **TIGHT)
+    expected = decay_solution(times, 1.0, 1.0, 0.8)
+    torch.testing.assert_close(solution.ys[:, 0], expected, rtol=0, atol=1e-11)
+    alone = lde.ddesolve(decay, ONE, 1.0, tensor(0.0), tensor(0.8)[0], engine=engine)
+    assert alone.ys.tolist() == [[1.0]] and int(alone.stats["n_accepted"]) == 0
+    (moment,) = leaves(tensor(0.0))
+    still = lde.ddesolve(decay, ONE, 1.0, moment, tensor(0.8)[0], t0=0.0, engine=engine)
+    assert torch.autograd.grad(still.ys.sum(), moment)[0].tolist() == [-0.8]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_single_precision(engine):
+    ys = lde.ddesolve(decay, ONE.float(), 1.0, TIMES.float(), torch.tensor(0.8), engine=engine).ys
+    assert ys.dtype == torch.float32
+    torch.testing.assert_close(ys[:, 0].double(), decay_solution(TIMES, 1.0, 1.0, 0.8), rtol=0, atol=1e-5)
+
+
 # ---- failures and refusals ---------------------------------------------------------------------------------------
 
 

@@ -185,7 +185,7 @@ class CpuKernel(Kernel):
             return Record(ys, report, None)
         if a.rows:
             self.expect(taken, spans)
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind == "switching", a))
+        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind, self.stops is not None, a))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""

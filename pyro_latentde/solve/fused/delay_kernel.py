@@ -114,7 +114,7 @@ class DelayKernel(CpuKernel):
             return Record(ys, report, None)
         if a.rows:
             self.expect(taken, spans)
-        return Record(ys, report, DelaySteps(blocks, spans, report[0], width, False, a, self.at.lags))
+        return Record(ys, report, DelaySteps(blocks, spans, report[0], width, self.method.kind, False, a, self.at.lags))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from pyro_latentde.solve.fused.graph import Graph, Matrix, Node, jvp, reachable, vjp
 from pyro_latentde.solve.fused.scalar_ops import OPS
+from pyro_latentde.solve.fused.templates.parts import WorkLayout
+from pyro_latentde.solve.fused.templates.stops import constant_input, constant_inputs_reverse, field_time
 
 __all__ = ["FieldSource", "delayed_source", "field_source", "literal"]
 
@@ -26,9 +28,9 @@ class FieldSource:
 class _Body:
     """Statements that compute a set of nodes, each once, in dependency order."""
 
-    def __init__(self, leaves: dict[str, Callable[..., str]]) -> None:
+    def __init__(self, leaves: dict[str, Callable[..., str]], lines: Iterable[str] = ()) -> None:
         self.leaves = leaves
-        self.lines: list[str] = []
+        self.lines: list[str] = [*lines]
         self.names: dict[Node, str] = {}
         self.offsets: set[tuple[str, int]] = set()
         self.scratch = 0
@@ -149,18 +151,19 @@ class _Part:
     end: int
 
 
-def _field(outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
-    body = _Body({"t": lambda: "t", "y": _state("yo")})
+def _field(outputs: Sequence[Node], part: _Part, at: WorkLayout | None = None) -> tuple[str, _Body]:
+    body = _Body({"t": lambda: "t", "y": _state("yo")}, field_time(at))
     body.add(outputs[part.begin : part.end])
-    body.lines += [f"w[ko + {i}] = {body.names[outputs[i]]}" for i in range(part.begin, part.end)]
+    own = range(part.begin, part.end)
+    body.lines += [f"w[ko + {i}] = {body.names[outputs[i]]}{constant_input(at, i)}" for i in own]
     head = f"def {part.name}(t: float, w: Floats, yo: int, ko: int, ws: int, p: Floats, o: Ints) -> float:"
     return body.function(head, "return 0.0"), body
 
 
-def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
+def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayout | None = None) -> tuple[str, _Body]:
     seeds = [graph.leaf("seed", i) for i in range(part.begin, part.end)]
     bars = vjp(graph, outputs[part.begin : part.end], seeds)
-    body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")})
+    body = _Body({"t": lambda: "t", "y": _state("yo"), "seed": _state("co")}, field_time(at))
     body.add([*bars.scalars.values(), *(g for *_, g in bars.scatter), *(i for *_, i, _ in bars.scatter)])
     for matrix, g, x in bars.outer:
         body.add([*g, *x])
@@ -179,6 +182,7 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str,
         body.offsets.add(("q", k))
         place = f"min(max({body.names[index]}, 0), {size - 1})"
         body.lines.append(f"g[q{k} + {start} + {stride} * {place}] += {body.names[bar]}")
+    body.lines += constant_inputs_reverse(at)
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
     body.add([t_bar])
     head = (
@@ -188,16 +192,18 @@ def _field_vjp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str,
     return body.function(head, f"return {body.names[t_bar]}"), body
 
 
-def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str, _Body]:
+def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayout | None = None) -> tuple[str, _Body]:
     def tangent(node: Node) -> Node:
         if node.op == "leaf":
             return graph.leaf("leaf", node.args[0] + _TANGENT, node.args[1])
         return graph.leaf(node.op + "_dot", *node.args)
 
     dots = jvp(graph, outputs[part.begin : part.end], tangent, _TANGENT)
-    body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
+    leaves = {"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")}
+    body = _Body(leaves, field_time(at))
     body.add(dots)
-    body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots, part.begin)]
+    numbered = enumerate(dots, part.begin)
+    body.lines += [f"w[ko + {i}] = {body.names[n]}{constant_input(at, i, turn=True)}" for i, n in numbered]
     head = (
         f"def {part.name}_jvp(t: float, td: float, w: Floats, yo: int, do: int, ko: int, ws: int, p: Floats, o: Ints, "
         "pd: Floats, od: Ints) -> float:"
@@ -205,9 +211,9 @@ def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part) -> tuple[str,
     return body.function(head, "return 0.0"), body
 
 
-def _field_jac(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
+def _field_jac(graph: Graph, outputs: Sequence[Node], at: WorkLayout) -> tuple[str, _Body]:
     """Rows by reverse mode, one for each output; what they have in common is computed once."""
-    body, d = _Body({"t": lambda: "t", "y": _state("yo")}), len(outputs)
+    body, d = _Body({"t": lambda: "t", "y": _state("yo")}, field_time(at)), len(outputs)
     zero, one = graph.const(0.0), graph.const(1.0)
     for i in range(d):
         bars = vjp(graph, outputs, [one if j == i else zero for j in range(d)]).scalars
@@ -219,12 +225,18 @@ def _field_jac(graph: Graph, outputs: Sequence[Node]) -> tuple[str, _Body]:
 
 
 def field_source(
-    graph: Graph, outputs: Sequence[Node], tangent: bool = False, jacobian: bool = False, halves: bool = False
+    graph: Graph,
+    outputs: Sequence[Node],
+    at: WorkLayout,
+    tangent: bool = False,
+    jacobian: bool = False,
+    halves: bool = False,
 ) -> FieldSource:
     """Write out ``dy/dt = f(t, y, p)`` and its vector-Jacobian product, or (``tangent``) its Jacobian-vector product.
 
     Args:
         outputs: The nodes of dy_i/dt.
+        at: Where things lie in the work array.
         tangent: Forward mode instead of reverse mode.
         jacobian: The matrix df_i/dy_j too.
         halves: Also the first and the second half of the field by themselves, ``field_drift`` and ``field_kick``.
@@ -233,9 +245,9 @@ def field_source(
     chosen = [_Part("field", 0, size)]
     if halves:
         chosen += [_Part("field_drift", 0, size // 2), _Part("field_kick", size // 2, size)]
-    parts = [made for part in chosen for made in (_field(outputs, part), derivative(graph, outputs, part))]
+    parts = [made for part in chosen for made in (_field(outputs, part, at), derivative(graph, outputs, part, at))]
     if jacobian:
-        parts.append(_field_jac(graph, outputs))
+        parts.append(_field_jac(graph, outputs, at))
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),

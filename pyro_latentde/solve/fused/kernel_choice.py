@@ -23,6 +23,7 @@ from pyro_latentde.solve.fused.cpu import CpuKernel
 from pyro_latentde.solve.fused.lane_kernel import LaneKernel
 from pyro_latentde.solve.fused.trace import Trace
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = ["LARGEST", "WIDEST", "is_wide", "new_kernel", "too_large", "why_fused"]
 
@@ -30,9 +31,9 @@ LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix p
 WIDEST = {torch.float32: 250_000, torch.float64: 1_000_000}  # entries of all matrices of a network
 
 
-def in_lanes(trace: Trace, method: Method) -> bool:
-    """Whether rows are advanced side by side: networks by explicit methods."""
-    return method.kind == "explicit" and trace.layered
+def in_lanes(trace: Trace, method: Method, smooth: bool = True) -> bool:
+    """Whether rows are advanced side by side: networks by explicit methods, where no steps end at doses or jumps."""
+    return method.kind == "explicit" and trace.layered and smooth
 
 
 def is_wide(trace: Trace) -> bool:
@@ -40,9 +41,9 @@ def is_wide(trace: Trace) -> bool:
     return trace.size > LARGEST and trace.layered
 
 
-def too_large(trace: Trace, method: Method, dtype: torch.dtype, device: bool) -> str | None:
+def too_large(trace: Trace, method: Method, dtype: torch.dtype, device: bool, smooth: bool = True) -> str | None:
     """Why the field gets no kernel for this method, on the CPU or on a ``device``."""
-    if in_lanes(trace, method) and not device:
+    if in_lanes(trace, method, smooth) and not device:
         if trace.entries <= WIDEST[dtype]:
             return None
         kind = str(dtype).removeprefix("torch.")
@@ -55,17 +56,17 @@ def too_large(trace: Trace, method: Method, dtype: torch.dtype, device: bool) ->
     return f"the field has {trace.size} scalar statements, more than {LARGEST}: matrix products are faster"
 
 
-def why_fused(trace: Trace, method: Method, device: bool) -> str:
+def why_fused(trace: Trace, method: Method, device: bool, smooth: bool = True) -> str:
     """What the solution says of its kernel."""
     if device:
         return "the field compiles to one kernel, one thread of the device for each row"
-    if in_lanes(trace, method):
+    if in_lanes(trace, method, smooth):
         return "the field is a network of layers, and one kernel solves several rows side by side"
     return "the field compiles to one kernel"
 
 
-def new_kernel(trace: Trace, leaves: int, method: Method) -> CpuKernel:
+def new_kernel(trace: Trace, leaves: int, method: Method, stops: Stops | None = None) -> CpuKernel:
     """The kernel of a field; it compiles when it is first used."""
-    if in_lanes(trace, method):
+    if in_lanes(trace, method, stops is None):
         return LaneKernel(trace.graph, trace.outputs, leaves, method, wide=is_wide(trace))
-    return CpuKernel(trace.graph, trace.outputs, leaves, method)
+    return CpuKernel(trace.graph, trace.outputs, leaves, method, stops=stops)

@@ -162,7 +162,7 @@ class FusedSolve(RowFunction):
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
             return torch.as_tensor(steps.plan()), torch.as_tensor(steps.status)
 
-        return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves)
+        return replay_function(field, sizes, self.kernel.method, 3 + self.kernel.leaves, stops=self.kernel.stops)
 
     def make_vjp(self) -> RowFunction:
         return FusedVJP(self)

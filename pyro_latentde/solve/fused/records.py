@@ -14,15 +14,17 @@ __all__ = ["Arrays", "Bars", "Layout", "Record", "Steps"]
 class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
-    A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps also its stages,
-    and how it was taken (0 explicit, else implicit). ``inputs`` are those of the solve.
+    A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps (of ``kind``)
+    also its stages, and last how it was taken (0 explicit, else implicit); ``stopping``: where it ended too.
+    ``inputs`` are those of the solve.
     """
 
     blocks: list[tuple[int, int, np.ndarray]]
     spans: np.ndarray
     status: np.ndarray
     width: int
-    switching: bool
+    kind: str
+    stopping: bool
     inputs: "Arrays"
 
     @property
@@ -38,8 +40,14 @@ class Steps:
         return self._column(1)
 
     def plan(self) -> np.ndarray:
-        """The steps as they are taken again: sizes, and where methods alternate ``(rows, most steps, 2)`` with how."""
-        return np.stack([self._column(1), self._column(self.width - 1)], -1) if self.switching else self._column(1)
+        """The steps as they are taken again: sizes; where methods alternate or steps end at stops, see RowSolution."""
+        if self.kind != "switching" and not self.stopping:
+            return self._column(1)
+        columns = [self._column(1)]
+        columns.append(np.zeros_like(columns[0]) if self.kind == "explicit" else self._column(self.width - 1))
+        if self.stopping:
+            columns.append(self._column(self.width - (1 if self.kind == "explicit" else 2)))
+        return np.stack(columns, -1)
 
     def _column(self, c: int) -> np.ndarray:
         spans, width = self.spans.reshape(-1, 2), self.width

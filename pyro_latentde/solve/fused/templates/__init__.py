@@ -17,23 +17,27 @@ References:
 
 from pyro_latentde.solve.fused.templates.adjoint import adjoint_source
 from pyro_latentde.solve.fused.templates.first_step import FIRST_STEP
-from pyro_latentde.solve.fused.templates.forward import INSERTION_POINT, forward_source
+from pyro_latentde.solve.fused.templates.forward import forward_source
+from pyro_latentde.solve.fused.templates.helpers import INSERTION_POINT
 from pyro_latentde.solve.fused.templates.lanes_adjoint import lanes_adjoint_source
 from pyro_latentde.solve.fused.templates.lanes_forward import lanes_forward_source
 from pyro_latentde.solve.fused.templates.lanes_parts import LaneLayout
 from pyro_latentde.solve.fused.templates.newton import newton_source
-from pyro_latentde.solve.fused.templates.parts import record_width, work_size
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, record_width, work_size
+from pyro_latentde.solve.fused.templates.stops import pass_stop_source
 from pyro_latentde.solve.fused.templates.tangent import tangent_source
 
 __all__ = [
     "FIRST_STEP",
     "INSERTION_POINT",
     "LaneLayout",
+    "WorkLayout",
     "adjoint_source",
     "forward_source",
     "lanes_adjoint_source",
     "lanes_forward_source",
     "newton_source",
+    "pass_stop_source",
     "record_width",
     "tangent_source",
     "work_size",

@@ -2,20 +2,35 @@
 """The exact reverse of the recorded steps of each row."""
 
 from pyro_latentde.solve.fused.templates.implicit import implicit_reverse
-from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, indent, interpolant, stage, stage_rows
+from pyro_latentde.solve.fused.templates.parts import (
+    WorkLayout,
+    blend,
+    indent,
+    interpolant,
+    lines,
+    stage,
+    stage_rows,
+)
+from pyro_latentde.solve.fused.templates.stops import (
+    at_stop_reverse,
+    before_stop_reverse,
+    bounds,
+    start_of_reverse,
+)
 from pyro_latentde.solve.fused.templates.symplectic import symplectic_reverse
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = ["adjoint_source"]
 
 
-def adjoint_source(method: Method, d: int, leaves: int) -> str:
+def adjoint_source(method: Method, d: int, leaves: int, stops: Stops | None = None) -> str:
     """Source of ``adjoint``: cotangents of y0, times, t0 and every parameter, from those of the outputs.
 
     The recorded steps h are constants and the grid starts at t0, so t0 shifts every t_n, and an output time moves along
     the interpolant of its step.
     """
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, stops, leaves)
     if method.kind == "implicit":
         step = implicit_reverse(method, at, d)
     elif method.kind == "symplectic":
@@ -26,12 +41,18 @@ def adjoint_source(method: Method, d: int, leaves: int) -> str:
         explicit, implicit = _explicit_reverse(method, at, d), implicit_reverse(method.stiff, at, d)
         kind = f"buf[n * {at.width} + {at.width - 1}]"
         step = f"if {kind} == 0.0:\n    {indent(explicit, 1)}\nelse:\n    {indent(implicit, 1)}"
-    return _walk_back(method, at, d, leaves) + f"                {indent(step, 4)}\n" + _row_done(at, d)
+    begin = lines(bounds(at) + before_stop_reverse(at), 4)
+    return _walk_back(method, at, d, leaves) + begin + f"                {indent(step, 4)}\n" + _row_done(at, d)
 
 
 def _walk_back(method: Method, at: WorkLayout, d: int, leaves: int) -> str:
     """From the last recorded step of a row to its first, each with the outputs that lie in it."""
     slope = "" if not method.uses_newton else f"\n            w[{at.kap} + i] = 0.0"
+    setup, here = "", ""
+    if at.stops is not None:
+        setup = start_of_reverse(at)
+        if at.stops.after:  # outputs at a stop belong to the step after it
+            here = f" or (buf[(n - 1) * {at.width} + {at.mark}] > 0.0 and ts[tt + first - 1] == t)"
     return f"""
 def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, gy: Floats,
             status: Ints, buf: Floats, spans: Ints, y0_bar: Floats, ts_bar: Floats, t0_bar: Floats, g: Floats,
@@ -50,13 +71,13 @@ def adjoint(lo: int, hi: int, chunk: int, T: int, ts: FloatsAt, tss: int, p: Flo
             sign = 1.0
             if spans[2 * r + 1] > begin and buf[begin * {at.width} + 1] < 0.0:
                 sign = -1.0
-            for n in range(spans[2 * r + 1] - 1, begin - 1, -1):
+{lines(setup, 3)}            for n in range(spans[2 * r + 1] - 1, begin - 1, -1):
                 t = buf[n * {at.width}]
                 h = buf[n * {at.width} + 1]
                 for i in range({d}):
                     w[{at.y} + i] = buf[n * {at.width} + 2 + i]
                 first = j + 1
-                while first > 0 and (n == begin or sign * ts[tt + first - 1] > sign * t):
+                while first > 0 and (n == begin or sign * ts[tt + first - 1] > sign * t{here}):
                     first -= 1
 """
 
@@ -71,7 +92,8 @@ def _explicit_reverse(method: Method, at: WorkLayout, d: int) -> str:
     )
     forward = "\n".join(stages[:cheap])
     extra = "\n".join(stages[cheap:])
-    extra = f"if first <= j:\n    {indent(extra, 1)}" if extra else ""
+    wanted = "first <= j" if at.stops is None else "first <= j or mark > 0.0"
+    extra = f"if {wanted}:\n    {indent(extra, 1)}" if extra else ""
     weights = "\n".join(interpolant(method, "b") + interpolant(method, "d", derivative=True))
     spread = "\n".join(
         f"w[{at.k_bar + s * d} + i] += h * b{s} * yb" for s, row in enumerate(method.interpolant) if any(row)
@@ -84,7 +106,7 @@ def _explicit_reverse(method: Method, at: WorkLayout, d: int) -> str:
     back_extra = f"if first <= j:\n    {indent(back_extra, 1)}" if back_extra else ""
     return f"""{forward}
 {extra}
-for i in range({d}):
+{at_stop_reverse(method, at, d)}for i in range({d}):
     lam = w[{at.lam} + i]
     {indent(seed, 1)}
 for jj in range(first, j + 1):

@@ -1,35 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adaptive (or fixed, or replayed) solve of each row."""
 
-from dataclasses import replace
-
 from pyro_latentde.solve.fused.templates.first_step import first_step
 from pyro_latentde.solve.fused.templates.implicit import implicit_trial
-from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage
+from pyro_latentde.solve.fused.templates.landing import (
+    after_last_stop,
+    end_of_given,
+    given_steps,
+    landed,
+    next_step_to_stop,
+    wished,
+)
+from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, lines, stage
+from pyro_latentde.solve.fused.templates.recording import by_kind, record_mark, record_stages, zero_stages
+from pyro_latentde.solve.fused.templates.stops import start_at_stops
 from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
 from pyro_latentde.solve.fused.templates.symplectic import hermite_output, speeds_at_ends, symplectic_trial
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
-__all__ = ["INSERTION_POINT", "forward_source"]
+__all__ = ["forward_source"]
 
 
-def forward_source(method: Method, d: int, leaves: int) -> str:
+def forward_source(method: Method, d: int, leaves: int, stops: Stops | None = None) -> str:
     """Source of ``forward``: see the package for what it does; step modes are 0 adaptive, 1 fixed, 2 replayed."""
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, stops, leaves)
     return "".join(
         [
-            _start_of_row(at, d, leaves),
+            _start_of_row(method, at, d, leaves),
             _plan_of_steps(method, at, d),
-            _next_step(method, at),
+            _next_step(method, at, d),
             _trial(method, at, d),
             _accepted_step(method, at, d),
-            _end_of_row(d),
+            _end_of_row(method, at, d),
         ]
     )
 
 
-def _start_of_row(at: WorkLayout, d: int, leaves: int) -> str:
+def _start_of_row(method: Method, at: WorkLayout, d: int, leaves: int) -> str:
     """The state and its slope at t0; outputs there."""
+    stops, there, known = "", "", f"w[{at.y} + i]"
+    if at.stops is not None:
+        stops = start_at_stops(at, d, zero_stages(method, at, d))
+        if at.stops.after:
+            there = " and p[stops + m] != start"
+        else:
+            known = "y0[r * y0s + i]"
     return f"""
 def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: FloatsAt, tss: int, t0: FloatsAt, t0s: int,
             p: FloatsAt, po: Ints, ps: Ints, ys: Floats, report: Ints, rtol: float, atol: float, max_steps: int,
@@ -55,15 +71,15 @@ def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: Floats
         for i in range({d}):
             w[{at.y} + i] = y0[r * y0s + i]
             fine = fine and abs(w[{at.y} + i]) < np.inf
-        field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
+{lines(stops, 2)}        field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)
         for i in range({d}):
             fine = fine and abs(w[{at.k} + i]) < np.inf
         if not fine:
             code = 3
         j = 0
-        while j < T and ts[tt + j] == start:  # whatever comes, the state at t0 is known
+        while j < T and ts[tt + j] == start{there}:  # whatever comes, the state at t0 is known
             for i in range({d}):
-                ys[(r * T + j) * {d} + i] = w[{at.y} + i]
+                ys[(r * T + j) * {d} + i] = {known}
             j += 1
 """
 
@@ -71,23 +87,11 @@ def forward(lo: int, hi: int, R: int, T: int, y0: FloatsAt, y0s: int, ts: Floats
 def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
     """Given steps are counted, fixed ones chosen, the first adaptive one estimated."""
     k = method.error_order or 1
-    planned = _place("planned", at)
     return f"""        planned = 0
         finish = t_end
         rounding = 0.0
         h = 0.0
-        if mode == 1:
-            planned = int(np.ceil(abs(span) / step * (1.0 - 1e-12)))
-            h = span / max(1, planned)
-        elif mode == 2:
-            offset = 0.0
-            while {planned} < hss and hs[r * hss + {planned}] != 0.0:
-                offset += hs[r * hss + {planned}]
-                planned += 1
-            finish = start + offset
-            offset = 0.0
-            if planned > 0:
-                sign = 1.0 if hs[r * hss] > 0.0 else -1.0
+        {indent(_chosen_steps(at), 2)}
         {indent(first_step(method, at, d, k), 2)}
         last = planned == 0 if mode == 2 else span == 0.0
         if keep and last and code == 0:  # nothing to do: a record of size 0 tells the derivative by the output times
@@ -97,13 +101,39 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             buf[pos * {at.width} + 1] = 0.0
             for i in range({d}):
                 buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
-            {indent(_record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
-            pos += 1
+            {indent(record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
+{lines(record_mark(at, "pos * " + str(at.width), "0.0 - m"), 3)}            pos += 1
         {indent(_start_of_implicit(method), 2)}
         before = 0.0
         retry = False
         unfinished = False
 """
+
+
+def _chosen_steps(at: WorkLayout) -> str:
+    """Equal steps, or given ones."""
+    if at.stops is not None:
+        return f"""origin = start
+done = 0
+count = 0
+over = False
+if mode == 2:
+    {indent(given_steps(at), 1)}
+elif mode == 1:
+    h = step"""
+    planned = _place("planned", at)
+    return f"""if mode == 1:
+    planned = int(np.ceil(abs(span) / step * (1.0 - 1e-12)))
+    h = span / max(1, planned)
+elif mode == 2:
+    offset = 0.0
+    while {planned} < hss and hs[r * hss + {planned}] != 0.0:
+        offset += hs[r * hss + {planned}]
+        planned += 1
+    finish = start + offset
+    offset = 0.0
+    if planned > 0:
+        sign = 1.0 if hs[r * hss] > 0.0 else -1.0"""
 
 
 def _place(count: str, at: WorkLayout) -> str:
@@ -119,8 +149,10 @@ def _start_of_implicit(method: Method) -> str:
     return "\n".join(lines + (["stiff = False", "hints = 0"] if method.stiff else []))
 
 
-def _next_step(method: Method, at: WorkLayout) -> str:
+def _next_step(method: Method, at: WorkLayout, d: int) -> str:
     """How far the next step goes, or why there is none."""
+    if at.stops is not None:
+        return next_step_to_stop(method, at, d, _given_kind(method, at), zero_stages(method, at, d))
     return f"""        while code == 0 and not last:
             if mode != 2 and accepted + rejected >= max_steps:
                 code = 1
@@ -200,6 +232,12 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
     """Record the step, interpolate the outputs inside it, choose the next size (PI control)."""
     k = method.error_order or 1
     again = (len(method.c) - 1) * d if method.fsal else 0  # where the next first slope is
+    stops, moved, stop, goes_on, within = at.stops is not None, "", "", "", "sign * ts[tt + j] <= sign * t_new"
+    if stops:
+        moved = by_kind(method, lambda one: end_of_given(one, at, d))
+        stop, goes_on = landed(method, at, d, zero_stages(method, at, d)), wished()
+        if at.stops.after:
+            within = "sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not landing)"
     return f"""            if keep:
                 if (pos + 1) * {at.width} > room:
                     return r
@@ -208,10 +246,10 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 buf[at_record + 1] = h
                 for i in range({d}):
                     buf[at_record + 2 + i] = w[{at.y} + i]
-                {indent(_record_stages(method, at, d, "at_record", at.stages), 4)}
-                pos += 1
+                {indent(record_stages(method, at, d, "at_record", at.stages), 4)}
+{lines(record_mark(at, "at_record", "m if landing else 0.0 - m"), 4)}                pos += 1
             {indent(_dense_stages(method, at, d), 3)}
-            while j < T and (sign * ts[tt + j] <= sign * t_new or last):
+{lines(moved, 3)}            while j < T and ({within} or last):
                 gap = abs(ts[tt + j] - t_new)
                 if mode == 2 and sign * ts[tt + j] > sign * t_new and gap > max(rounding, 1e-4 * abs(h)):
                     code = 1  # the given steps do not reach; a little beyond they do, for finite differences
@@ -231,7 +269,7 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 w[{at.y} + i] = w[{at.y_new} + i]
                 w[{at.k} + i] = w[{at.k + again} + i]
             {indent(back_to_explicit(method, at), 3)}
-            if mode == 0:
+{lines(stop, 3)}            if mode == 0:
                 log_error = math.log(max(error, 1e-10))  # a log and an exp cost less than two powers
                 factor = 0.9 * math.exp({0.4 / k!r} * before - {0.7 / k!r} * log_error)
                 factor = min(10.0, max(0.2, factor))
@@ -241,14 +279,13 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 retry = False
                 unfinished = False
                 h = h * factor
-"""
+{lines(goes_on, 4)}"""
 
 
 def _output(method: Method, at: WorkLayout, d: int) -> str:
     """The state inside a step."""
     if method.stiff is not None:
-        inner, outer = _output(method.stiff, at, d), _output(replace(method, stiff=None), at, d)
-        return f"if stiff:\n    {indent(inner, 1)}\nelse:\n    {indent(outer, 1)}"
+        return by_kind(method, lambda one: _output(one, at, d))
     if method.kind == "symplectic":
         return hermite_output(at, d)
     weights = "\n".join(interpolant(method, "b"))
@@ -257,36 +294,20 @@ for i in range({d}):
     ys[(r * T + j) * {d} + i] = w[{at.y} + i] + h * ({blend(method, "b", str(at.k), d)})"""
 
 
-def _record_stages(method: Method, at: WorkLayout, d: int, record: str, stages: int) -> str:
-    """Implicit steps are not computed twice: their stages are stored, and how the step was taken."""
-    if not method.uses_newton:
-        return ""
-    end = stages * d
-    rest = (
-        f"\nfor i in range({end}, {at.stages * d}):\n    buf[{record} + {2 + d} + i] = 0.0"
-        if end < at.stages * d
-        else ""
-    )
-    kept = f"for i in range({end}):\n    buf[{record} + {2 + d} + i] = w[{at.k} + i]{rest}"
-    if method.kind == "switching" and stages > 1:
-        kept = f"if stiff:\n    {indent(kept, 1)}"
-    kind = "2.0" if stages == 1 else "taken" if method.kind == "implicit" else "(taken if stiff else 0.0)"
-    return f"{kept}\nbuf[{record} + {at.width - 1}] = {kind}"
-
-
 def _given_kind(method: Method, at: WorkLayout) -> str:
     if method.stiff is None:
         return ""
-    return "stiff = hs[r * hss + 2 * accepted + 1] != 0.0"
+    return f"stiff = hs[r * hss + {at.plan} * accepted + 1] != 0.0"
 
 
 def _after_implicit(method: Method) -> str:
     return "" if not method.uses_newton else "fresh = False\nage += 1\ntaken = 1.0"
 
 
-def _end_of_row(d: int) -> str:
+def _end_of_row(method: Method, at: WorkLayout, d: int) -> str:
     """NaN where the row did not arrive; the report, column by column."""
-    return f"""        if j < T and code == 0:  # no steps were given
+    stop = "" if at.stops is None else after_last_stop(at, d, zero_stages(method, at, d))
+    return f"""{lines(stop, 2)}        if j < T and code == 0:  # no steps were given
             code = 1
         while j < T:
             for i in range({d}):
@@ -311,6 +332,8 @@ def _dense_stages(method: Method, at: WorkLayout, d: int) -> str:
         return ""
     inside = "j < T and sign * ts[tt + j] < sign * t_new - rounding"
     beyond = "mode == 2 and last and abs(ts[tt + T - 1] - t_new) > rounding"
+    if at.stops is not None:
+        beyond += " or mode == 2 and landing and abs(t_new - t - h) > rounding"
     return f"if {inside} or {beyond}:\n    {indent(dense, 1)}\n    evals += {method.dense_evals}"
 
 
@@ -325,22 +348,8 @@ def _fresh_slope(method: Method, at: WorkLayout) -> str:
     """The first stage of a step that does not begin with the last of the step before."""
     if method.fsal:
         return ""
-    return f"if accepted > 0 and not retry:\n    field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)\n    evals += 1"
-
-
-INSERTION_POINT = """
-def insertion_point(p: Floats, start: int, stride: int, size: int, right: bool, value: float) -> int:
-    lo = 0
-    hi = size
-    while lo < hi:
-        mid = (lo + hi) >> 1
-        knot = p[start + stride * mid]
-        if knot < value or (right and knot == value):
-            lo = mid + 1
-        else:
-            hi = mid
-    return lo
-"""
+    begun = "" if at.stops is None else " and p[stops + m - ahead] != t"
+    return f"if accepted > 0 and not retry{begun}:\n    field(t, w, {at.y}, {at.k}, {at.scratch}, p, o)\n    evals += 1"
 
 
 def _error_norm(method: Method, at: WorkLayout, d: int) -> str:

@@ -12,6 +12,7 @@ References:
 """
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant
+from pyro_latentde.solve.fused.templates.stops import at_stop_reverse
 from pyro_latentde.solve.methods import Method
 
 __all__ = ["implicit_reverse", "implicit_tangent_step", "implicit_trial"]
@@ -97,7 +98,7 @@ def implicit_reverse(method: Method, at: WorkLayout, d: int) -> str:
     )
     back = "\n".join(_reverse_stage(method, at, d, s) for s in range(stages - 1, 0, -1))
     return f"""{read}
-for i in range({d}):
+{at_stop_reverse(method, at, d)}for i in range({d}):
     lam = w[{at.lam} + i]
     {indent(seed, 1)}
     w[{at.k_bar + (stages - 1) * d} + i] += w[{at.kap} + i]

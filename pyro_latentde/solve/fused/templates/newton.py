@@ -12,6 +12,7 @@ References:
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = ["newton_source"]
 
@@ -19,11 +20,11 @@ MOST = 8  # iterations; a chord that needs more is worth a new Jacobian or a sma
 MOST_EXACT = 20  # where every iteration has a Jacobian of its own
 
 
-def newton_source(method: Method, d: int) -> str:
+def newton_source(method: Method, d: int, stops: Stops | None = None, leaves: int = 0) -> str:
     """``lu_factor``, ``lu_solve``, ``lu_solve_transposed``, ``newton_matrix`` and ``newton``, where they are needed."""
     if not method.uses_newton:
         return ""
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, stops, leaves)
     return _LU.replace("DIM", str(d)) + _newton(at, d)
 
 

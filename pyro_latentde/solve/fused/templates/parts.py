@@ -4,12 +4,14 @@
 from collections.abc import Sequence
 
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = [
     "WorkLayout",
     "blend",
     "combine",
     "indent",
+    "lines",
     "interpolant",
     "record_width",
     "stage",
@@ -20,6 +22,11 @@ __all__ = [
 
 def indent(text: str, levels: int) -> str:
     return text.replace("\n", "\n" + "    " * levels)
+
+
+def lines(text: str, levels: int) -> str:
+    """Text in lines of its own; none where it is empty."""
+    return "    " * levels + indent(text, levels) + "\n" if text else ""
 
 
 def combine(weights: Sequence[float], base: str, d: int, index: str = "i") -> str:
@@ -49,7 +56,7 @@ def blend(method: Method, name: str, base: str, d: int, index: str = "i") -> str
 class WorkLayout:
     """Where things lie in the work array, for D states and all stages of a method."""
 
-    def __init__(self, method: Method, d: int) -> None:
+    def __init__(self, method: Method, d: int, stops: Stops | None = None, leaves: int = 0) -> None:
         self.stages = len(method.c) + len(method.dense_c)
         self.y, self.y_new, self.lam, self.bar, self.y_dot = (i * d for i in range(5))
         self.k = 5 * d
@@ -67,17 +74,31 @@ class WorkLayout:
             self.width += self.stages * d + 1  # the stages too, and how the step was taken
         if method.kind == "switching":
             self.plan = 2  # h, and how it was taken
+        self.stops = stops
+        if stops is not None:
+            end = self._place_stops(stops, leaves, end)
+            self.mark = self.width - (1 if method.kind == "explicit" else 2)
         self.scratch = end
 
+    def _place_stops(self, stops: Stops, leaves: int, end: int) -> int:
+        """The last leaves are those of the stops; bounds of the time, constant inputs and their (co)tangents."""
+        self.stop_leaf = leaves - len(stops.names)
+        self.dose_leaf, self.rate_leaf = self.stop_leaf + 1, leaves - 1
+        self.low, self.high, self.rate = end, end + 1, end + 2
+        self.rate_turn = self.rate + len(stops.infused)
+        self.width += 1
+        self.plan = 3  # h, how it was taken, and where it ended
+        return self.rate_turn + len(stops.infused)
 
-def record_width(method: Method, d: int) -> int:
+
+def record_width(method: Method, d: int, stops: Stops | None = None) -> int:
     """Numbers that are stored for each accepted step."""
-    return WorkLayout(method, d).width
+    return WorkLayout(method, d, stops).width
 
 
-def work_size(method: Method, d: int, scratch: int) -> int:
+def work_size(method: Method, d: int, scratch: int, stops: Stops | None = None) -> int:
     """Entries of the work array one thread needs."""
-    return WorkLayout(method, d).scratch + scratch
+    return WorkLayout(method, d, stops).scratch + scratch
 
 
 def stage_rows(method: Method) -> list[tuple[float, tuple[float, ...]]]:

@@ -41,8 +41,8 @@ elif mode == 0:
     else:
         hints = max(0, hints - 1)
     switched = hints >= {PATIENCE["explicit"]}
-elif 2 * accepted < hss:
-    switched = stiff != (hs[r * hss + 2 * accepted + 1] != 0.0)"""
+elif {at.plan} * accepted < hss:
+    switched = stiff != (hs[r * hss + {at.plan} * accepted + 1] != 0.0)"""
 
 
 def back_to_explicit(method: Method, at: WorkLayout) -> str:

@@ -2,16 +2,26 @@
 """The exact forward derivative along the recorded steps of each row."""
 
 from pyro_latentde.solve.fused.templates.implicit import implicit_tangent_step
-from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, stage_rows
+from pyro_latentde.solve.fused.templates.parts import (
+    WorkLayout,
+    blend,
+    combine,
+    indent,
+    interpolant,
+    lines,
+    stage_rows,
+)
+from pyro_latentde.solve.fused.templates.stops import at_stop_tangent, bounds, start_of_tangent
 from pyro_latentde.solve.fused.templates.symplectic import hermite_tangent, symplectic_tangent_step
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.stops import Stops
 
 __all__ = ["tangent_source"]
 
 
-def tangent_source(method: Method, d: int, leaves: int) -> str:
+def tangent_source(method: Method, d: int, leaves: int, stops: Stops | None = None) -> str:
     """Source of ``tangent``: directional derivative of the outputs along given tangents of all inputs."""
-    at = WorkLayout(method, d)
+    at = WorkLayout(method, d, stops, leaves)
     k_dot = at.k_bar
     stages, end = _stages(method, at, d), f"w[{at.y_dot} + i] += h * ({combine(method.b, str(k_dot), d)})"
     if method.kind == "symplectic":
@@ -19,6 +29,11 @@ def tangent_source(method: Method, d: int, leaves: int) -> str:
     if method.stiff is not None:
         other = f"w[{at.y_dot} + i] += h * ({combine(method.stiff.b, str(k_dot), d)})"
         end = _by_kind(at, end, other)
+    within, setup = "sign * ts[tt + j] <= sign * t_new", ""
+    if at.stops is not None:
+        setup = start_of_tangent(at)
+        if at.stops.after:
+            within = "sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not mark > 0.0)"
     if method.uses_newton:
         end += f"\nw[{k_dot} + i] = w[{k_dot + (at.stages - 1) * d} + i]"
     return f"""
@@ -39,26 +54,35 @@ def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: I
         sign = 1.0
         if end > begin and buf[begin * {at.width} + 1] < 0.0:
             sign = -1.0
-        for n in range(begin, end):
+{lines(setup, 2)}        for n in range(begin, end):
             t = buf[n * {at.width}]
             h = buf[n * {at.width} + 1]
             t_new = buf[(n + 1) * {at.width}] if n + 1 < end else ts[tt + T - 1]
             for i in range({d}):
                 w[{at.y} + i] = buf[n * {at.width} + 2 + i]
-            {indent(stages, 3)}
-            while j < T and (sign * ts[tt + j] <= sign * t_new or n + 1 == end):
+{lines(bounds(at), 3)}            {indent(stages, 3)}
+            while j < T and ({within} or n + 1 == end):
                 theta = (ts[tt + j] - t) / h if h != 0.0 else 0.0
                 theta_dot = ts_dot[r * T + j] - t_dot
                 {indent(_output(method, at, d), 4)}
                 j += 1
             for i in range({d}):
                 {indent(end, 4)}
-        while j < T:
+{lines(_at_stop(method, at, d), 3)}        while j < T:
             for i in range({d}):
                 ys_dot[(r * T + j) * {d} + i] = w[{at.y_dot} + i] if status[r] == 0 else 0.0
             j += 1
     return 0
 """
+
+
+def _at_stop(method: Method, at: WorkLayout, d: int) -> str:
+    if at.stops is None:
+        return ""
+    passed = at_stop_tangent(method, at, d)
+    if method.stiff is not None:
+        passed = _by_kind(at, passed, at_stop_tangent(method.stiff, at, d))
+    return f"if mark > 0.0:\n    {indent(passed, 1)}"
 
 
 def _stages(method: Method, at: WorkLayout, d: int) -> str:
