@@ -75,8 +75,6 @@ def _why_not_fused(problem: Problem, method: str) -> str | None:
     if isinstance(found, str):
         return found
     smooth = problem.stops is None
-    if device and not smooth:
-        return "steps that end at doses, jumps and knots are compiled for CPUs only"
     if ("why", method, smooth) not in kernels:
         from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
 
@@ -173,10 +171,10 @@ def _on_device(problem: Problem, name: str) -> Callable[..., RowFunction]:
     from pyro_latentde.solve.fused.cuda_operator import CudaSolve
 
     kernels, dtype = problem.info.kernels, problem.tensors[0].dtype
-    key = (name, dtype)
+    key = (name, problem.stops, dtype)
     if key not in kernels:
-        trace = kernels["trace"]
-        kernels[key] = CudaKernel(trace.graph, trace.outputs, problem.leaves, get_method(name), dtype)
+        trace, method = kernels["trace"], get_method(name)
+        kernels[key] = CudaKernel(trace.graph, trace.outputs, problem.leaves, method, dtype, stops=problem.stops)
     return partial(CudaSolve, kernels[key])
 
 

@@ -273,6 +273,35 @@ def test_whole_steps_in_float32(places):
     assert abs(float(solution.ys[-1]) - 0.995**200) < 1e-5
 
 
+def switched(t, y, p):
+    return torch.where(t > p[2], p[1], p[0]) * y
+
+
+@pytest.mark.parametrize("method", ["tsit5", "auto"])
+def test_steps_that_end_at_jumps(places, method):
+    """The field jumps at a parameter, which has a gradient; e^(a s + b (1 - s)) for rates a and b."""
+    found, steps = [], []
+    for name in ("cpu", "device"):
+        where = places(name)
+        p = tensor(-1.0, 0.5, 0.4).to(where).requires_grad_()
+        y0, times = torch.ones(1, dtype=DOUBLE, device=where), TIMES.to(where)
+        solution = lde.odesolve(switched, y0, times, p, jumps=p[2:], method=method, engine="fused", rtol=1e-8)
+        (gradient,) = torch.autograd.grad(solution.ys[-1, 0], p)
+
+        def last(p, y0=y0, times=times):
+            return lde.odesolve(switched, y0, times, p, jumps=p[2:], method=method, rtol=1e-8).ys[-1, 0]
+
+        _, turn = torch.func.jvp(last, (p.detach(),), (torch.ones_like(p),))
+        steps.append(solution.steps.cpu())
+        found.append([x.detach().cpu() for x in (solution.ys, gradient, turn)])
+    # sizes follow error estimates, in which much cancels; states and gradients do not
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=0)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-11)
+    end = torch.exp(tensor(-0.4 + 0.5 * 0.6))
+    torch.testing.assert_close(found[1][1], end * tensor(0.4, 0.6, -1.5), rtol=1e-6, atol=0)
+
+
 def test_the_same_bits_again(places):
     first, second = (solved(places, "device", f=decaying, p=(tensor(0.5, 1.0, 2.0), SHARED)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first[2], second[2], strict=True))

@@ -29,8 +29,8 @@ MANY = 1 << 26  # numbers of gradients by row that are held at once
 class CudaKernel(Kernel):
     """The compiled solve of one vector field by one method, for tensors of one dtype.
 
-    float32 is computed in float32 by explicit methods, and in float64 by implicit ones, whose Newton iterations
-    would end in rounding.
+    float32 is computed in float32 by explicit methods; in float64 by implicit ones, whose Newton iterations would end
+    in rounding, and where steps end at given times, just before and just after which float32 knows little.
     """
 
     dtype: torch.dtype = torch.float64
@@ -39,7 +39,7 @@ class CudaKernel(Kernel):
 
     @cached_property
     def real(self) -> torch.dtype:
-        return torch.float64 if self.method.uses_newton else self.dtype
+        return torch.float64 if self.method.uses_newton or self.stops is not None else self.dtype
 
     def inputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Inputs:
         """Tensors as kernels read them: not copied, where they are as they should be."""
@@ -107,7 +107,7 @@ class CudaKernel(Kernel):
         steps = None
         if token:
             self._learn(report[1])
-            steps = CudaSteps(blocks, spans, report[0], width, self.method.kind == "switching")
+            steps = CudaSteps(blocks, spans, report[0], width, self.method.kind, self.stops is not None)
         return CudaRecord(ys.view(a.rows, a.points, self.states), report.t(), steps)
 
     def _first_room(self, plan: Tensor, replay: Tensor | None, max_steps: int) -> int:

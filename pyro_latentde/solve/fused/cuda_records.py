@@ -64,7 +64,8 @@ class CudaSteps:
     spans: Tensor
     status: Tensor
     width: int
-    switching: bool
+    kind: str
+    stopping: bool
 
     @property
     def rows(self) -> int:
@@ -75,8 +76,14 @@ class CudaSteps:
         return sum(records.nbytes for _, records in self.blocks)
 
     def plan(self) -> Tensor:
-        """The steps as they are taken again: sizes, and where methods alternate ``(rows, most steps, 2)`` with how."""
-        return torch.stack([self._column(1), self._column(self.width - 1)], -1) if self.switching else self._column(1)
+        """The steps as they are taken again: sizes; where methods alternate or steps end at stops, see RowSolution."""
+        if self.kind != "switching" and not self.stopping:
+            return self._column(1)
+        columns, explicit = [self._column(1)], self.kind == "explicit"
+        columns.append(torch.zeros_like(columns[0]) if explicit else self._column(self.width - 1))
+        if self.stopping:
+            columns.append(self._column(self.width - (1 if explicit else 2)))
+        return torch.stack(columns, -1)
 
     def _column(self, c: int) -> Tensor:
         counts = self.spans[1::2] - self.spans[::2]
