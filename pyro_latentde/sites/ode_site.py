@@ -13,6 +13,7 @@ from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
 from pyro_latentde.sites.solve_probe import shown
+from pyro_latentde.solve.dose import Dose
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
 
@@ -29,6 +30,9 @@ def ode(
     states: Sequence[str] | None = None,
     t0: Any = None,
     event_dims: dict[str, int] | None = None,
+    doses: Dose | Sequence[Dose] | None = None,
+    jumps: Any = None,
+    at_dose: str = "after",
     shooting: Any = None,
     **settings: Any,
 ) -> Any:
@@ -49,6 +53,9 @@ def ode(
         states: Names of the D coordinates, ``("hare", "lynx")``.
         t0: Time of ``y0``; the first time by default.
         event_dims: Dimensions of one row, by parameter name, where the field does not tell.
+        doses: One :class:`~pyro_latentde.Dose` or several, into states by number or by name (also one of ``states``).
+        jumps: Times at which the field jumps, ``(M,)`` or ``(*batch, M)``.
+        at_dose: Outputs at the time of a dose are the state ``"after"`` it, or ``"before"``.
         shooting: A ``models.Shooting``: the trajectory in segments with starts of their own, for long series of
             oscillating or chaotic systems. Its sites are "shots" and "continuity".
         settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
@@ -76,10 +83,14 @@ def ode(
             raise LatentDEError(
                 f"ode {name!r}: shooting: expected models.Shooting(length, sd), got {type(shooting).__name__}."
             )
+        if doses is not None or jumps is not None:
+            raise LatentDEError(f"ode {name!r}: shooting takes no doses and no jumps.")
         keywords = {**settings, "event_dims": event_dims}
         return shooting.trajectory(name, f, y0, torch.as_tensor(times), params, states, keywords, t0=t0)
     with named_errors(name):
-        solution = solve_at_site(name, f, y0, times, params, t0=t0, event_dims=event_dims, **settings)
+        given = {"doses": _numbered(doses, states), "jumps": jumps, "at_dose": at_dose}
+        keywords = {**settings, "t0": t0, "event_dims": event_dims, "given": given}
+        solution = solve_at_site(name, f, y0, times, params, **keywords)
         value = record_trajectory(name, _stacked(solution), solution, states)
     return solution.shape_of_state.unflatten(value)
 
@@ -93,11 +104,15 @@ def solve_at_site(
     *,
     t0: Any = None,
     event_dims: dict[str, int] | None = None,
+    given: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Solution:
-    """Solve as :func:`ode` does, weights drawn and settings from outside applied, without recording a site."""
+    """Solve as :func:`ode` does, weights drawn and settings from outside applied, without recording a site.
+
+    ``given``: doses and jumps, as keywords of :func:`~pyro_latentde.odesolve`.
+    """
     failed = "nan" if pyro.poutine.runtime.am_i_wrapped() else "raise"
-    keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed}
+    keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed, **(given or {})}
     with held_weights(f) as field:
         solution = odesolve(field, y0, times, params, t0=t0, **keywords)
         shown(name, solution, (field, y0, times, params, t0, event_dims))
@@ -106,6 +121,14 @@ def solve_at_site(
             start = solution.times[..., 0] if t0 is None else t0
             extra[1][name] = _stacked(odesolve(field, y0, extra[0], params, t0=start, **keywords))
     return solution
+
+
+def _numbered(doses: Dose | Sequence[Dose] | None, states: Sequence[str] | None) -> Dose | Sequence[Dose] | None:
+    """Doses into states by the names of the coordinates."""
+    if states is None or doses is None:
+        return doses
+    listed = [doses] if isinstance(doses, Dose) else doses
+    return [d.into(list(states).index(d.state)) if getattr(d, "state", None) in states else d for d in listed]
 
 
 def _stacked(solution: Solution) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``odesolve``: check, choose an engine, solve, wrap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.discontinuities import Discontinuities
+from pyro_latentde.solve.dose import Dose
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
@@ -40,7 +41,9 @@ def odesolve(
     gradient: str = "discrete",
     engine: str = "auto",
     event_dims: dict[str, int] | None = None,
+    doses: Dose | Sequence[Dose] | None = None,
     jumps: Any = None,
+    at_dose: str = "after",
     max_steps: int = 10_000,
     on_failure: str = "raise",
     replay: Solution | None = None,
@@ -72,8 +75,10 @@ def odesolve(
         engine: ``"auto"``, ``"fused"`` (one compiled kernel; CPU, CUDA), ``"torch"`` (any device), ``"torchdiffeq"``.
         event_dims: Trailing dimensions of a parameter (or structured state) that belong to one row, by name
             (``{"k": 1}``; a single tensor is called ``"p"``), where the field does not tell.
+        doses: One :class:`Dose` or several, added to states at once or at constant rates; times must increase.
         jumps: Times at which the field jumps or has a kink, ``(M,)`` or ``(*batch, M)``, NaN where a row has fewer:
             steps end exactly there, and a stage at such a time belongs to the side of its own step.
+        at_dose: Outputs at the very time of a dose are the state ``"after"`` it, or ``"before"`` it (a trough).
         max_steps: Most steps of a row in the whole solve, rejected ones included.
         on_failure: ``"raise"``, or ``"nan"``: failed rows are NaN with a status.
         replay: A solution whose accepted steps are taken again, without error control.
@@ -103,7 +108,7 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    given = Discontinuities(jumps)
+    given = Discontinuities(doses, jumps, at_dose)
     problems = pose(f, y0, times, params, t0, event_dims, given)
     first = problems[0]
     settings = SolveSettings.checked(
