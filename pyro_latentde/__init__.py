@@ -15,12 +15,14 @@ from pyro_latentde.sites.settings import solver
 from pyro_latentde.sites.steady_state_site import steady_state
 from pyro_latentde.solve.delays import ddesolve
 from pyro_latentde.solve.dose import Dose
+from pyro_latentde.solve.inputs import Input
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution, Status
 from pyro_latentde.solve.steady_solve import SteadyState, steady_state_solve
 
 __all__ = [
     "Dose",
+    "Input",
     "Posterior",
     "Series",
     "Solution",

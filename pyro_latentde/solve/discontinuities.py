@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_latentde.errors import DataError
 from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.dose import Dose
+from pyro_latentde.solve.inputs import Input
 from pyro_latentde.solve.lift import peek
 from pyro_latentde.solve.stops import Change, Stops, lay_out
 from pyro_latentde.solve.structure import StateShape
@@ -40,7 +41,13 @@ class Discontinuities:
 
 
 def stops_of(
-    given: Discontinuities | None, state: StateShape, y0: Tensor, times: Tensor, start: Tensor, backward: bool
+    given: Discontinuities | None,
+    state: StateShape,
+    y0: Tensor,
+    times: Tensor,
+    start: Tensor,
+    backward: bool,
+    inputs: Sequence[Input],
 ) -> tuple[Stops | None, tuple[Tensor, ...]]:
     """The stops of one problem and their tensors; ``backward``: the part before t0 of a solve to both sides."""
     if given is None:
@@ -54,6 +61,7 @@ def stops_of(
         changes += [replace(c, times=torch.full_like(c.times, torch.inf)) if backward else c for c in into]
     if given.jumps is not None:
         changes.append(Change(_jump_times(given.jumps, y0)))
+    changes += [Change(u.times.to(y0)) for u in inputs]
     return lay_out(changes, given.at_dose == "after") if changes else (None, ())
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_latentde.solve.inputs import Input
+
 __all__ = ["Walk", "walk_field"]
 
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
@@ -28,11 +30,12 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 class Walk:
     """The key of a field, and the tensors it can see in a fixed order."""
 
-    __slots__ = ("keep", "parts", "seen", "slots", "tensors")
+    __slots__ = ("inputs", "keep", "parts", "seen", "slots", "tensors")
 
     def __init__(self) -> None:
         self.parts: list[Any] = []
         self.tensors: list[torch.Tensor] = []
+        self.inputs: list[Input] = []
         self.keep: list[Any] = []
         self.slots: dict[int, int] = {}
         self.seen: dict[int, int] = {}
@@ -83,6 +86,11 @@ class Walk:
                 self.visit(v)
         elif isinstance(value, np.ndarray):
             self.parts.append((value.shape, value.dtype.str, _content(value)))
+        elif isinstance(value, Input):
+            self.parts.append((Input, value.kind, value.channels))
+            self.inputs.append(value)
+            for x in value.tensors:
+                self.visit(x)
         elif isinstance(value, torch.nn.Module):
             self._module(value)
         else:

@@ -14,10 +14,12 @@ from torch.utils._pytree import tree_flatten_with_path
 from pyro_latentde.errors import DataError, ShapeError
 from pyro_latentde.solve.discontinuities import Discontinuities, stops_of
 from pyro_latentde.solve.exchanged import exchange_hint
+from pyro_latentde.solve.field_key import walk_field
+from pyro_latentde.solve.inputs import inputs_of
 from pyro_latentde.solve.lift import is_wrapped, no_transform, peek
 from pyro_latentde.solve.stops import Stops
 from pyro_latentde.solve.structure import Parameters, StateShape
-from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine
+from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine, reading
 
 __all__ = ["Problem", "pose"]
 
@@ -204,14 +206,17 @@ def _laid_out(
     else:
         start = times[..., 0] if t0 is None else _as_times("t0", t0, y0)
         sides = _sides(times, start, t0 is not None)
-    info, captured = examine(f, bound, state, y0, start, parameters, own_dims)
+    walk = walk_field(f)
+    inputs, own_dims = inputs_of(params, own_dims)
+    bound = reading(f, bound, walk.inputs)
+    info, captured = examine(f, bound, state, y0, start, parameters, own_dims, walk)
     originals = tuple(captured) if bound is None else (*bound.tensors, *captured)
     bound_names = () if bound is None else bound.names
     f = f if bound is None else bound.held
     leaves = (*parameters.leaves, *originals)
     problems = []
     for side, order, checked in sides:
-        stops, events = stops_of(given, state, y0, side, start, len(problems) > 0)
+        stops, events = stops_of(given, state, y0, side, start, len(problems) > 0, (*inputs, *walk.inputs))
         tensors = (y0, side, start, *leaves, *events)
         layout = _layout_of(info, bound, tensors, stops)
         if layout.moves:

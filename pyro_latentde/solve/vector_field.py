@@ -17,12 +17,23 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
-from pyro_latentde.solve.field_key import Walk, walk_field
+from pyro_latentde.solve.field_key import Walk
+from pyro_latentde.solve.inputs import Input
 from pyro_latentde.solve.lift import Lift, in_fresh_thread, is_wrapped, stand_in
 from pyro_latentde.solve.misfit import ambiguity, check_result, misfit
 from pyro_latentde.solve.structure import Parameters, StateShape
 
-__all__ = ["BoundField", "FieldInfo", "StateShape", "clear_fields", "Parameters", "examine", "readings", "row_of"]
+__all__ = [
+    "BoundField",
+    "FieldInfo",
+    "StateShape",
+    "clear_fields",
+    "Parameters",
+    "examine",
+    "readings",
+    "reading",
+    "row_of",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,23 @@ class FieldInfo:
         return self.state.flatten(f(t, state, self.params.rebuild(leaves)))
 
 
+def reading(f: Callable, bound: BoundField | None, inputs: Sequence[Input]) -> BoundField | None:
+    """The field with the inputs it reads, whose tensors may carry batch dimensions."""
+    if not inputs:
+        return bound
+    bound = bound or BoundField(f, (), (), (), f)
+    tensors = tuple(x for u in inputs for x in u.tensors)
+    ranks = tuple(rank for u in inputs for rank in u.ranks)
+    names = tuple(f"{name} of input {i}" for i, u in enumerate(inputs) for name in u.names)
+    return BoundField(
+        bound.f,
+        (*bound.tensors, *tensors),
+        (*bound.event_dims, *ranks),
+        (*bound.names, *names),
+        bound.held,
+    )
+
+
 _FIELDS: "OrderedDict[tuple, FieldInfo]" = OrderedDict()
 _LIMIT = 512
 _LOCK = threading.Lock()
@@ -86,6 +114,7 @@ def examine(
     t: Tensor,
     params: Parameters,
     event_dims: dict[str, int],
+    walk: Walk,
 ) -> tuple[FieldInfo, list[Tensor]]:
     """Find out how a field is called, or recall it.
 
@@ -97,6 +126,7 @@ def examine(
         t: Start time, any shape.
         params: The parameters.
         event_dims: Event ranks given by the user, by path.
+        walk: The field, walked.
 
     Returns:
         What is known, and the captured tensors of this very call.
@@ -104,7 +134,6 @@ def examine(
     Raises:
         ShapeError: When the field cannot be called on one row, or its parameters can be read in several ways.
     """
-    walk = walk_field(f)
     if params.fixed:
         walk.visit([value for _, value in params.fixed])
     leaves = params.leaves
