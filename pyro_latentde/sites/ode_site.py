@@ -58,8 +58,9 @@ def ode(
         at_dose: Outputs at the time of a dose are the state ``"after"`` it, or ``"before"``.
         shooting: A ``models.Shooting``: the trajectory in segments with starts of their own, for long series of
             oscillating or chaotic systems. Its sites are "shots" and "continuity".
-        settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
-            :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from outside.
+        settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps``,
+            ``memory_budget`` of :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from
+            outside.
 
     Returns:
         The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is

@@ -16,12 +16,13 @@ from torch import Tensor
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.engines import ENGINES
+from pyro_latentde.solve.memory import budget_bytes
 from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.settings import GRADIENTS
 
 __all__ = ["extra_times", "requested_times", "site_settings", "solver"]
 
-KEYWORDS = ("method", "rtol", "atol", "step_size", "gradient", "engine", "max_steps")
+KEYWORDS = ("method", "rtol", "atol", "step_size", "gradient", "engine", "max_steps", "memory_budget")
 
 _SETTINGS: ContextVar[tuple[tuple[frozenset[str] | None, dict[str, Any]], ...]] = ContextVar("lde_settings", default=())
 _EXTRA: ContextVar[tuple[Tensor, frozenset[str] | None, dict[str, Any]] | None] = ContextVar("lde_times", default=None)
@@ -30,6 +31,7 @@ latentde_method = "tsit5"
 latentde_engine = "auto"
 latentde_gradient = "discrete"
 latentde_max_steps = 10_000
+latentde_memory_budget = None
 
 
 def _valid_method(name: str) -> None:
@@ -51,12 +53,23 @@ def _valid_max_steps(count: int) -> None:
         raise SolveError(f"max_steps = {count!r}; expected a whole number of at least 1.")
 
 
-_VALID = {"method": _valid_method, "engine": _valid_engine, "gradient": _valid_gradient, "max_steps": _valid_max_steps}
+def _valid_memory_budget(budget: int | str | None) -> None:
+    budget_bytes(budget)
+
+
+_VALID = {
+    "method": _valid_method,
+    "engine": _valid_engine,
+    "gradient": _valid_gradient,
+    "max_steps": _valid_max_steps,
+    "memory_budget": _valid_memory_budget,
+}
 
 pyro.settings.register("latentde_method", __name__, "latentde_method", _valid_method)
 pyro.settings.register("latentde_engine", __name__, "latentde_engine", _valid_engine)
 pyro.settings.register("latentde_gradient", __name__, "latentde_gradient", _valid_gradient)
 pyro.settings.register("latentde_max_steps", __name__, "latentde_max_steps", _valid_max_steps)
+pyro.settings.register("latentde_memory_budget", __name__, "latentde_memory_budget", _valid_memory_budget)
 
 
 @contextmanager
@@ -68,8 +81,8 @@ def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[N
 
     Args:
         sites: Names of the sites it holds for; all by default.
-        settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps`` of
-            :func:`~pyro_latentde.odesolve`; None stands for the default.
+        settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps``,
+            ``memory_budget`` of :func:`~pyro_latentde.odesolve`; None stands for the default.
 
     Raises:
         SolveError: For an unknown keyword, method, engine or gradient.
@@ -105,6 +118,7 @@ def site_settings(name: str, own: dict[str, Any], recorded: str | None = None) -
         "engine": latentde_engine,
         "gradient": latentde_gradient,
         "max_steps": latentde_max_steps,
+        "memory_budget": latentde_memory_budget,
     }
     return {**defaults, **{k: v for k, v in chosen.items() if v is not None}}
 

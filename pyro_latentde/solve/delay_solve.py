@@ -35,7 +35,7 @@ class DelaySolve(TorchSolve):
         )
 
     def replayed(self) -> TorchRows:
-        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, replay_delayed)
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, along=replay_delayed)
 
 
 def require_forward(times: Tensor, t0: Tensor) -> None:

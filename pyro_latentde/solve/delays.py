@@ -41,6 +41,7 @@ def ddesolve(
     max_steps: int = 10_000,
     on_failure: str = "raise",
     replay: Solution | None = None,
+    memory_budget: int | str | None = None,
 ) -> Solution:
     r"""Solve :math:`dy/dt = f(t, y(t), y(t - \tau_1), ..., y(t - \tau_L), p)` with :math:`y = ` history up to t0.
 
@@ -74,6 +75,7 @@ def ddesolve(
         max_steps: Most steps of a row in the whole solve, rejected ones included.
         on_failure: ``"raise"``, or ``"nan"``: failed rows (also those whose lag is not positive) are NaN.
         replay: A solution of a delay equation whose accepted steps are taken again, without error control.
+        memory_budget: Only None: all steps are looked back at, so none can be left out.
 
     Returns:
         The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
@@ -102,6 +104,7 @@ def ddesolve(
     _check_settings(method, gradient, engine)
     posed = pose_delays(f, history, lags, times, params, t0, event_dims, on_failure == "raise" and replay is None)
     first = posed.problem
+    _no_budget(memory_budget)
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
     )
@@ -150,6 +153,14 @@ def _check_settings(method: str | None, gradient: str, engine: str) -> None:
         )
     if engine == "torchdiffeq":
         raise SolveError('engine="torchdiffeq" does not solve delay equations; expected "auto", "fused" or "torch".')
+
+
+def _no_budget(memory_budget: Any) -> None:
+    if memory_budget is not None:
+        raise SolveError(
+            f"memory_budget = {memory_budget!r}: a delay equation looks back at all of its steps, so none can be left "
+            "out; expected None. Solve fewer rows at once."
+        )
 
 
 def _check_method(method: str) -> None:

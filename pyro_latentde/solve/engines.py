@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 ENGINES = ("auto", "fused", "torch", "torchdiffeq")
+MANY = 300  # kernels and settings that are remembered for a field
 
 _LOG = logging.getLogger("pyro_latentde")
 
@@ -149,6 +150,8 @@ def fused_function(problem: Problem, settings: SolveSettings, keep: bool) -> Row
         function = _new_fused_function(problem, settings, keep)
         if settings.replay is None:
             kernels[key] = function
+            if len(kernels) > MANY:
+                del kernels[next(k for k in kernels if isinstance(k, tuple) and isinstance(k[0], SolveSettings))]
     return function
 
 
@@ -209,9 +212,11 @@ def batched_field(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool
 
 def torch_function(problem: Problem, settings: SolveSettings) -> RowFunction:
     """The solve on the torch engine."""
-    method, replay = get_method(settings.method), settings.replay_steps(problem)
+    method, more = get_method(settings.method), {"budget": settings.memory_budget}
+    more["replay"] = settings.replay_steps(problem)
     make_field = _layers(problem) or batched_field(problem)
-    return TorchSolve(make_field, problem.leaves, method, **settings.control, replay=replay, stops=problem.stops)
+    more["stops"] = problem.stops
+    return TorchSolve(make_field, problem.leaves, method, **settings.control, **more)
 
 
 def _layers(problem: Problem) -> Callable[[Sequence[Tensor], Sequence[bool]], BatchedField] | None:

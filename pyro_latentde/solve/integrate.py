@@ -47,6 +47,7 @@ def odesolve(
     max_steps: int = 10_000,
     on_failure: str = "raise",
     replay: Solution | None = None,
+    memory_budget: int | str | None = None,
 ) -> Solution:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
 
@@ -82,6 +83,9 @@ def odesolve(
         max_steps: Most steps of a row in the whole solve, rejected ones included.
         on_failure: ``"raise"``, or ``"nan"``: failed rows are NaN with a status.
         replay: A solution whose accepted steps are taken again, without error control.
+        memory_budget: Most memory that the steps may take until the gradient is asked for, in bytes or as ``"2 GB"``;
+            None: half of what the machine has free. What does not fit is solved again during the backward pass (and
+            once more for rows too long even alone), which gives the same gradient.
 
     Returns:
         The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
@@ -112,7 +116,7 @@ def odesolve(
     problems = pose(f, y0, times, params, t0, event_dims, given)
     first = problems[0]
     settings = SolveSettings.checked(
-        method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype
+        method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype, memory_budget
     )
     engine_name, reason = choose_engine(first, engine, gradient, settings.method)
     if settings.method in SYMPLECTIC:

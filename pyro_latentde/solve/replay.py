@@ -6,7 +6,7 @@ at time t_j in step n is the interpolant at θ = (t_j - t_n) / h_n, differentiat
 with the stop in place of t0, and the state at a stop is an output of the step that ends there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pyro_latentde.solve.given_step import GivenStep, after_stop, stopped, take_given
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.replay_parts import Part, in_parts, parts_needed
 from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.runge_kutta import accepts_rows, restrict
 
-__all__ = ["Plan", "follow", "plan_outputs", "replay_rows"]
+__all__ = ["Plan", "follow", "plan_outputs", "replay_rows", "replay_within"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -207,7 +208,8 @@ def follow(
     method: Method,
     on_step: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
     stops: RowStops | None = None,
-) -> Tensor:
+    part: Part | None = None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Take the steps of ``plan`` and interpolate its outputs.
 
     Rows whose steps are used up are dropped when fewer than half remain and f can be evaluated on some of its
@@ -223,19 +225,22 @@ def follow(
         on_step: Called with the step number, the rows, y_new and the last stage after each step; its presence
             also makes outputs at the end of a step y_new exactly, which is right for values only.
         stops: Where steps end, if anywhere.
+        part: Take only these of the steps.
 
     Returns:
-        ``(R, T, D)``, NaN where not reached.
+        ``(R, T, D)``, NaN where not reached; of a part its outputs as they come, then state and slope at its end.
     """
     subsets, exact = accepts_rows(f), on_step is not None
-    n_rows, n_times = times.shape
+    n_times = times.shape[1]
     usable = torch.ones_like(plan.count, dtype=torch.bool) if exact else _finite_start(f, y0, t0, plan.count)
     work = _work_on(f, usable if subsets else torch.ones_like(usable))
     still = _StandStill(y0, t0, plan.count, usable)
 
     y, t, k1 = y0[work.rows], t0[work.rows], None
     pieces = [y0[plan.chunks[0] // max(n_times, 1)]]
-    if bool(usable.any()):
+    if part is not None and part.first > 0:
+        y, k1, pieces = part.y[work.rows], part.slope[work.rows], []
+    elif bool(usable.any()):
         field = plan.field(work.field, work.rows, 0, stops, (plan.count > 0)[work.rows])
         k1 = field(*still.put(work.rows, usable[work.rows], t, y))
         if exact:
@@ -243,6 +248,8 @@ def follow(
         else:
             pieces[0] = _at_start(pieces[0], plan.chunks[0], times, t0, k1, usable, work)
     for n, chunk in enumerate(plan.chunks[1:-1]):
+        if part is not None and not part.first <= n < part.end:
+            continue
         active = plan.count[work.rows] > n
         n_active = int(active.sum())
         if n_active == 0:
@@ -270,9 +277,14 @@ def follow(
             on_step(n, rows[active], y[active], k1[active])
         if stops is not None:
             y = torch.where((plan.marks[rows, n] > 0)[:, None], stops.dose(y, rows, plan.marks[rows, n].abs()), y)
-    pieces.append(y0.new_full((len(plan.chunks[-1]), y0.shape[1]), torch.nan))
+    return _in_order(pieces, plan, y0) if part is None else part.ended(pieces, work.rows, y, k1)
+
+
+def _in_order(pieces: list[Tensor], plan: Plan, y0: Tensor) -> Tensor:
+    """Outputs of all steps where they belong, ``(R, T, D)``."""
+    pieces = [*pieces, y0.new_full((len(plan.chunks[-1]), y0.shape[1]), torch.nan)]
     order = torch.cat(plan.chunks).argsort()
-    return torch.cat(pieces)[order].reshape(n_rows, n_times, -1)
+    return torch.cat(pieces)[order].reshape(*plan.step.shape, -1)
 
 
 def _outputs(
@@ -299,6 +311,45 @@ def _at_start(
     row = chunk // times.shape[1]
     slope = torch.where(usable[row, None], k1[work.place[row].clamp(0)], 0.0)
     return value + (times.reshape(-1)[chunk] - t0[row]).to(value.dtype)[:, None] * slope
+
+
+def replay_within(
+    make: Callable[[Sequence[Tensor], Tensor, Tensor], tuple[Callable[..., Tensor], RowStops | None]],
+    starts: tuple[Tensor, Tensor, Tensor],
+    leaves: Sequence[Tensor],
+    steps: Tensor,
+    method: Method,
+    budget: int | None,
+) -> Tensor:
+    """As :func:`replay_rows`, in memory of ``budget`` bytes for its derivative, None for half of what is free.
+
+    Args:
+        make: From ``leaves``, times and t0 to f and the stops.
+        starts: y0, times and t0.
+        leaves: What f and the stops depend on.
+        steps: Steps as in ``RowSolution.steps``.
+        method: The method.
+        budget: Bytes.
+    """
+    y0, times, t0 = starts
+    f, stops = make(leaves, times, t0)
+    plan = plan_outputs(times, t0, steps, None, stops)
+    longest = int(plan.count.max()) if len(plan.count) else 0
+
+    def run(
+        span: tuple[int, int], y: Tensor, slope: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        first, grid, start, *own = tensors
+        field, moments = make(own, grid, start)
+        return follow(field, first, grid, start, plan, method, None, moments, Part(*span, y, slope))
+
+    tensors = (y0, times, t0, *leaves)
+    parts = None
+    if torch.is_grad_enabled() and longest:
+        parts = parts_needed(run, longest, y0, tensors, budget, method.stages)
+    if parts is None:
+        return follow(f, y0, times, t0, plan, method, None, stops)
+    return _in_order([in_parts(run, parts, longest, y0, tensors)], plan, y0)
 
 
 def replay_rows(

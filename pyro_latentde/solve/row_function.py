@@ -34,6 +34,8 @@ class RowFunction(ABC):
         saved: Which outputs the derivatives take as further inputs.
         uniform: Inputs come in pairs (a value and its tangent or cotangent) that must be shared or per row together.
         follows: Per output, the input whose shape and sharing it has (a gradient), or None for a per-row output.
+        lasting: Solves many problems, so that its derivatives are kept; else they are made when they are asked for,
+            and nothing goes round in a circle that only the garbage collector would find.
     """
 
     differentiable: tuple[int, ...] = (0,)
@@ -42,6 +44,7 @@ class RowFunction(ABC):
 
     wrt: tuple[int, ...] = ()
     uniform = False
+    lasting = False
 
     def __init__(self) -> None:
         self.number = next(_NUMBERS)
@@ -84,13 +87,15 @@ class RowFunction(ABC):
 
     @property
     def vjp(self) -> "RowFunction":
-        self._vjp = self._vjp or self.make_vjp()
-        return self._vjp
+        made = self._vjp or self.make_vjp()
+        self._vjp = made if self.lasting else None
+        return made
 
     @property
     def jvp(self) -> "RowFunction":
-        self._jvp = self._jvp or self.make_jvp()
-        return self._jvp
+        made = self._jvp or self.make_jvp()
+        self._jvp = made if self.lasting else None
+        return made
 
     def on_context(self, ctx: Any, outputs: Sequence[Tensor]) -> None:  # noqa: B027
         """Called with the autograd context, which lives as long as the gradient may be asked for."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError, SolveError
 from pyro_latentde.solve.choices import not_among
+from pyro_latentde.solve.memory import budget_bytes
 from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.solution import Solution
@@ -33,6 +34,7 @@ class SolveSettings:
     step_size: float | None
     gradient: str
     max_steps: int
+    memory_budget: int | None
     replay: Solution | None
 
     @staticmethod
@@ -46,6 +48,7 @@ class SolveSettings:
         on_failure: str,
         replay: Solution | None,
         dtype: torch.dtype,
+        memory_budget: int | str | None = None,
     ) -> "SolveSettings":
         """Fill in the defaults; warn where the tolerance is finer than the numbers of this dtype.
 
@@ -56,11 +59,12 @@ class SolveSettings:
             raise SolveError(f"replay= expects the Solution whose steps are taken again; got {type(replay).__name__}.")
         replayed = replay is not None
         method = method or (replay.method if replayed else "tsit5")
+        budget = budget_bytes(memory_budget)
         try:
-            settings = _checked(method, rtol, atol, step_size, gradient, max_steps, on_failure, replayed, dtype)
+            settings = _checked(method, rtol, atol, step_size, gradient, max_steps, on_failure, replayed, dtype, budget)
         except TypeError:  # a list where a number belongs cannot be looked up, but there is a message for it
             settings = _checked.__wrapped__(
-                method, rtol, atol, step_size, gradient, max_steps, on_failure, replayed, dtype
+                method, rtol, atol, step_size, gradient, max_steps, on_failure, replayed, dtype, budget
             )
         if rtol is not None and rtol < _FINEST[dtype] and step_size is None and not replayed:
             _warn_resolution(rtol, dtype)
@@ -73,14 +77,16 @@ class SolveSettings:
     @property
     def keywords(self) -> dict[str, Any]:
         """As keywords of :func:`odesolve`."""
-        return {**self.control, "method": self.method, "gradient": self.gradient, "replay": self.replay}
+        own = {k: getattr(self, k) for k in ("method", "gradient", "memory_budget", "replay")}
+        return {**self.control, **own}
 
     def fused(self, keep: bool, checked: bool) -> Any:
         """As the fused engine needs them."""
         from pyro_latentde.solve.fused.operator import Settings
 
         sensitivity = "forward" if self.gradient == "forward" else "adjoint"
-        return Settings(float(self.rtol), float(self.atol), self.max_steps, self.step_size, sensitivity, keep, checked)
+        control = float(self.rtol), float(self.atol), self.max_steps, self.step_size
+        return Settings(*control, sensitivity, keep, checked, self.memory_budget)
 
     def replay_steps(self, problem: Problem, lags: int = 0) -> Tensor | None:
         """The steps to take again, ``(rows, N)``; where methods alternate ``(rows, N, 2)`` with how each was taken.
@@ -119,6 +125,7 @@ def _checked(
     on_failure: str,
     replayed: bool,
     dtype: torch.dtype,
+    budget: int | None,
 ) -> SolveSettings:
     chosen = get_method(method)
     if not isinstance(max_steps, Integral) or max_steps < 1:
@@ -150,7 +157,7 @@ def _checked(
         )
     usual_rtol, usual_atol = TOLERANCES[dtype]
     rtol, atol = usual_rtol if rtol is None else rtol, usual_atol if atol is None else atol
-    return SolveSettings(chosen.name, rtol, atol, step_size, gradient, max_steps, None)
+    return SolveSettings(chosen.name, rtol, atol, step_size, gradient, max_steps, budget, None)
 
 
 _FINEST = {dtype: 10 * torch.finfo(dtype).eps for dtype in TOLERANCES}

@@ -27,9 +27,12 @@ class HasSteps(Protocol):
 
 _BUDGET = 1 << 30
 _ALWAYS = 8  # newest solves kept whatever their size
+_FREE = 256  # newest solves kept that no autograd context holds: they end with nothing that could be noticed
 _numbers = itertools.count(1)
 _lock = threading.RLock()  # a garbage collection inside the lock may forget steps
 _store: "OrderedDict[int, HasSteps]" = OrderedDict()
+_free: "OrderedDict[int, None]" = OrderedDict()
+_read: "OrderedDict[int, None]" = OrderedDict()  # those of _free whose gradient was taken: mostly it is taken once
 _used = 0
 
 
@@ -44,10 +47,21 @@ def keep_steps(token: int, steps: HasSteps) -> None:
     size = steps.nbytes  # asked for before: a garbage collection in between may change what is used
     with _lock:
         _store[token >> 32] = steps
+        _free[token >> 32] = None
         _used += size
         while _used > _BUDGET and len(_store) > _ALWAYS:
-            _, old = _store.popitem(last=False)
-            _used -= old.nbytes
+            _forget(next(iter(_store)))
+        if len(_free) > _FREE:
+            _forget(next(iter(_free)))
+
+
+def _forget(number: int) -> None:
+    global _used
+    _free.pop(number, None)
+    _read.pop(number, None)
+    steps = _store.pop(number, None)
+    if steps is not None:
+        _used -= steps.nbytes
 
 
 def find_steps(report: Tensor) -> HasSteps | None:
@@ -59,7 +73,14 @@ def find_steps(report: Tensor) -> HasSteps | None:
     steps = _store.get(first >> 32)
     if steps is None or first & 0xFFFFFFFF or steps.rows != values.size:
         return None
-    return steps if values.size == 1 or bool((values[1:] - values[:-1] == 1).all()) else None
+    if values.size > 1 and not bool((values[1:] - values[:-1] == 1).all()):
+        return None
+    with _lock:
+        if first >> 32 in _free:
+            _read[first >> 32] = None
+            if len(_read) > _ALWAYS:
+                _forget(next(iter(_read)))
+    return steps
 
 
 class Tie:
@@ -67,16 +88,14 @@ class Tie:
 
     def __init__(self, token: int) -> None:
         self.number = token >> 32
+        _free.pop(self.number, None)
 
     def steps(self) -> HasSteps | None:
         return _store.get(self.number)
 
     def __del__(self) -> None:
-        global _used
         with _lock:
-            steps = _store.pop(self.number, None)
-            size = steps.nbytes if steps is not None else 0
-            _used -= size
+            _forget(self.number)
 
 
 def tie_to(owner: Any, report: Tensor) -> None:

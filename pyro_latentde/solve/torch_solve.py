@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pyro_latentde.errors import DataError
 from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.replay import replay_within
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.row_solution import empty_report, report_of
 from pyro_latentde.solve.row_stops import RowStops
 from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, tie_to
-from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.stepper import solve_rows
 from pyro_latentde.solve.stops import Stops
 from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
 
@@ -66,7 +67,8 @@ def replay_function(
     find: Callable[[int, tuple[bool, ...], Sequence[Tensor]], tuple[Tensor, Tensor]],
     method: Method,
     count: int,
-    along: Callable[..., Tensor] = replay_rows,
+    budget: int | None = None,
+    along: Callable[..., Tensor] | None = None,
     stops: Stops | None = None,
 ) -> TorchRows:
     """``ys`` as a differentiable function of (y0, times, t0, parameters; report) along the accepted steps.
@@ -75,19 +77,25 @@ def replay_function(
         make_field: From parameters and their sharing to ``f(t (R,), y (R, D), rows) -> (R, D)``.
         find: From rows, sharing and inputs (with the report) to step sizes ``(R, N)`` and status ``(R,)``.
         count: Number of inputs without the report.
-        along: Takes the steps again, as :func:`replay_rows` does.
+        budget: Bytes for what the derivative keeps, None for half of what is free.
+        along: Takes the steps again, as :func:`~pyro_latentde.solve.replay.replay_rows` does, which is taken without.
         stops: What happens at the stops, whose tensors are the last of these inputs.
     """
     last = count - (0 if stops is None else len(stops.names))
 
     def compute(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
         h, status = find(rows, shared, tensors)
-        y0, times, t0 = per_row(rows, shared[:3], tensors[:3])
-        f = make_field(tensors[3:last], shared[3:last])
-        moments = RowStops.of(stops, per_row(rows, shared[last:count], tensors[last:count]), times, t0)
-        further = () if moments is None else (moments,)
-        ys = along(f, y0, times, t0, h.to(y0), method, *further)
-        good = (status == 0).to(y0.device)[:, None, None]
+        starts = tuple(per_row(rows, shared[:3], tensors[:3]))
+
+        def make(leaves: Sequence[Tensor], times: Tensor, t0: Tensor) -> tuple[BatchedField, RowStops | None]:
+            moments = per_row(rows, shared[last:count], leaves[last - 3 :])
+            return make_field(leaves[: last - 3], shared[3:last]), RowStops.of(stops, moments, times, t0)
+
+        if along is None:
+            ys = replay_within(make, starts, tensors[3:count], h.to(starts[0]), method, budget)
+        else:
+            ys = along(make_field(tensors[3:count], shared[3:count]), *starts, h.to(starts[0]), method)
+        good = (status == 0).to(ys.device)[:, None, None]
         # a failed row has zero gradient, and no NaN may reach the others' through a product with it
         return [torch.where(good, torch.where(good & ys.isfinite(), ys, 0.0), 0.0 * ys.detach())]
 
@@ -113,10 +121,12 @@ class TorchSolve(RowFunction):
         max_steps: int,
         step_size: float | None,
         replay: Tensor | None,
+        budget: int | None = None,
         stops: Stops | None = None,
     ) -> None:
         super().__init__()
-        self.make_field, self.leaves, self.method, self.stops = make_field, leaves, method, stops
+        self.make_field, self.leaves, self.method = make_field, leaves, method
+        self.budget, self.stops = budget, stops
         self.control = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "step_size": step_size, "steps": replay}
         self.wrt = tuple(range(3 + leaves))
 
@@ -150,7 +160,7 @@ class TorchSolve(RowFunction):
         return steps.h, steps.status
 
     def replayed(self) -> TorchRows:
-        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, stops=self.stops)
+        return replay_function(self.make_field, self._find, self.method, 3 + self.leaves, self.budget, stops=self.stops)
 
     def make_vjp(self) -> RowFunction:
         return vjp_of(self.replayed())

@@ -11,6 +11,7 @@ from ode_fields import DOUBLE, RATES, STARTS, prey_predator, tensor
 from stiff_problems import ROBER
 
 import pyro_latentde as lde
+from pyro_latentde.errors import SolveError
 from pyro_latentde.solve import engines
 from pyro_latentde.solve.fused import cuda, cuda_device, cuda_source
 from pyro_latentde.solve.fused.cuda_device import simulated
@@ -206,6 +207,19 @@ def test_rows_without_room_are_solved_again(places):
     for ys, counts, gradients in found[1:]:
         assert torch.equal(ys, found[0][0]) and torch.equal(counts, found[0][1])
         assert all(torch.equal(a, b) for a, b in zip(gradients, found[0][2], strict=True))
+
+
+def test_rows_that_do_not_fit_into_a_budget(places):
+    """Nothing kept, solved again one by one in the backward pass: the same bits."""
+    plain = solved(places, "device")
+    steps = int(plain[1][1].max())
+    for budget in (2 * 32 * (steps + 3), 2 * 32 * 2 * (steps + 3)):
+        ys, counts, gradients = solved(places, "device", memory_budget=budget)
+        assert torch.equal(ys, plain[0]) and torch.equal(counts, plain[1])
+        for a, b in zip(gradients, plain[2], strict=True):
+            close(a, b)
+    with pytest.raises(SolveError, match="memory_budget = .*too small.*on this device: expected at least"):
+        solved(places, "device", memory_budget=100)
 
 
 def test_forward_sensitivities(places):

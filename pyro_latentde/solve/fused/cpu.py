@@ -8,14 +8,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from pyro_latentde.errors import GradientPathError
+from pyro_latentde.solve.fused.checkpoints import Again, Blocks, Control, Keeping, tell
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.kernel_source import Kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
+from pyro_latentde.solve.fused.segments import LongRows
 
 __all__ = ["CpuKernel", "set_pool_size"]
 
@@ -112,6 +115,7 @@ class CpuKernel(Kernel):
 
     steps_per_row: float = 64.0
     wide: bool = False  # a tangent kernel would be too long: tangents by replaying the steps
+    cuts = True  # rows too long for the memory go through segment by segment
 
     def _build(self, kind: str) -> tuple[Callable, int]:
         source, size = self.source(kind)
@@ -144,6 +148,38 @@ class CpuKernel(Kernel):
     def _tangent(self) -> tuple[Callable, int]:
         return self._build("tangent")
 
+    def room(self, counts: np.ndarray) -> int:
+        """Records that rows with so many steps need."""
+        return int(counts.sum()) + 2 * len(counts)
+
+    @cached_property
+    def long_rows(self) -> LongRows:
+        """Both kernels, made to stop in the middle of a row."""
+        forward, adjoint = self.source("forward"), self.source("adjoint")
+        return LongRows(*forward, *adjoint, self.carried, self.leaves, self.width, partial(load_kernel, small=SMALL))
+
+    def solve(
+        self,
+        a: Arrays,
+        lo: int,
+        hi: int,
+        control: Control,
+        plan: np.ndarray,
+        token: int,
+        ys: np.ndarray,
+        report: np.ndarray,
+        records: np.ndarray,
+        spans: np.ndarray,
+    ) -> int:
+        """Solve rows; returns the first that was not, since ``records`` had no room for its steps."""
+        kernel, size, positions = self.forward_kernel(a)
+        w, o, _ = _SCRATCH.of(size, positions)
+        return kernel(
+            lo, hi, a.rows, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, 0, a.offsets,
+            a.layout.strides, ys, report, control.rtol, control.atol, control.max_steps, control.mode, control.step,
+            plan, plan.shape[1], token, records, records.size, spans, w, o,
+        )  # fmt: skip
+
     def forward(
         self,
         a: Arrays,
@@ -153,39 +189,51 @@ class CpuKernel(Kernel):
         step_size: float | None,
         replay: np.ndarray | None,
         token: int,
+        budget: int | None = None,
     ) -> Record:
-        """Solve; a ``token`` other than 0 keeps the steps, and the token of row r is ``token + r``."""
-        kernel, size, positions = self.forward_kernel(a)
+        """Solve; a ``token`` other than 0 keeps the steps, up to ``budget`` bytes; that of row r is ``token + r``."""
         ys = np.empty((a.rows, a.points, self.states))
         report = np.empty((5, a.rows), dtype=np.int64)
         spans = np.empty(2 * a.rows, dtype=np.int64)
         mode = 2 if replay is not None else 1 if step_size is not None else 0
+        control = Control(rtol, atol, max_steps, mode, step_size or 0.0)
         plan = _NO_PLAN if replay is None else np.ascontiguousarray(replay).reshape(len(replay), -1)
-        width = self.width
-        taken: list[int] = []
+        width, taken = self.width, []
+        keeping = Keeping(budget, width)
 
-        def task(lo: int, hi: int) -> list[tuple[int, int, np.ndarray]]:
-            w, o, _ = _SCRATCH.of(size, positions)
+        def task(lo: int, hi: int) -> Blocks:
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
             while row < hi:
-                records = np.empty(((hi - row) * room if token else 1) * width)
-                end = kernel(
-                    row, hi, a.rows, a.points, a.y0, a.y0_stride, a.times, a.times_stride, a.t0, a.t0_stride, 0,
-                    a.offsets, a.layout.strides, ys, report, rtol, atol, max_steps, mode, step_size or 0.0,
-                    plan, plan.shape[1], token, records, records.size, spans, w, o,
+                rows, records = keeping.records(hi - row, room) if token else (hi - row, None)
+                kept = records is not None
+                end = self.solve(
+                    a, row, row + rows, control, plan, token if kept else 0, ys, report,
+                    records if kept else _NO_PLAN, spans,
                 )  # fmt: skip
-                if token:
-                    blocks.append((row, end, records))
-                    taken.append(spans.item(2 * end - 1) if end > row else 0)
-                row, room = end, 2 * room
+                if end == row:
+                    keeping.allowance.give_back(records.nbytes)
+                elif kept:
+                    steps = spans.item(2 * end - 1)
+                    taken.append(steps)
+                    blocks.append((row, end, keeping.used(records, steps)))
+                else:
+                    blocks.append((row, end, None))
+                row, room = end, room if end == row + rows else 2 * room
             return blocks
 
         blocks = [block for part in _POOL.map(task, a.rows, CHUNK) for block in part]
         if not token:
             return Record(ys, report, None)
-        if a.rows:
+        again = None
+        if keeping.full:
+            again = Again(self, control, a, plan, report[1], width, keeping.allowance.limit, _POOL.threads)
+            blocks = keeping.thinned(blocks, spans)
+            again.prepare(blocks, ys, report, token, partial(_POOL.map, chunk=CHUNK))
+            tell(report[1], width, blocks, keeping.allowance.limit, budget)
+        elif a.rows:
             self.expect(taken, spans)
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind, self.stops is not None, a))
+        kind = self.method.kind
+        return Record(ys, report, Steps(blocks, spans, report[0], width, kind, self.stops is not None, a, again))
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
@@ -195,19 +243,17 @@ class CpuKernel(Kernel):
         i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
         bars = np.zeros(k + at.size + chunks * at.shared_size)
         y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
+        spans = steps.places()
 
         def task(lo: int, hi: int) -> None:
             w, o, q = _SCRATCH.of(size, positions)
-            for first, last, records in steps.blocks:
-                row = max(lo, first)
-                while row < min(hi, last):
-                    end = min(hi, last, (row // chunk + 1) * chunk) if at.shared_size else min(hi, last)
-                    kernel(
-                        row, end, row // chunk, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
-                        steps.status, records, steps.spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides,
-                        at.chunk_strides, w, o, q,
-                    )  # fmt: skip
-                    row = end
+            tail = (spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides, at.chunk_strides)
+            for row, end, records in steps.pieces(lo, hi, spans, chunk if at.shared_size else 0, cut=True):
+                head = (row, end, row // chunk, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy)
+                if records is None:
+                    self.long_rows.reverse(steps.again, row, (*head, steps.status), tail)
+                else:
+                    kernel(*head, steps.status, records, *tail, w, o, q)
 
         _POOL.map(task, a.rows, chunk)
         if at.shared_size:
@@ -228,16 +274,17 @@ class CpuKernel(Kernel):
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
         flat = [np.ascontiguousarray(x) for x in (y0_dot, times_dot, t0_dot)]
+        spans = steps.places()
 
         def task(lo: int, hi: int) -> None:
             w, o, od = _SCRATCH.of(size, self.leaves)
-            for first, last, records in steps.blocks:
-                if max(lo, first) < min(hi, last):
-                    kernel(
-                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, 0, a.offsets,
-                        a.layout.strides, p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records,
-                        steps.spans, *flat, out, w, o, od,
-                    )  # fmt: skip
+            for row, end, records in steps.pieces(lo, hi, spans, cut=True):
+                if records is None:
+                    raise GradientPathError(f"forward derivatives go through whole rows: {steps.again.whole_row(row)}")
+                kernel(
+                    row, end, a.points, a.times, a.times_stride, 0, a.offsets, a.layout.strides, p_dot,
+                    p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, spans, *flat, out, w, o, od,
+                )  # fmt: skip
 
         _POOL.map(task, a.rows, CHUNK)
         return out

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.solve.fused.cuda_device import compile_kernel, launch
-from pyro_latentde.solve.fused.cuda_records import CudaBars, CudaRecord, CudaSteps, DeviceLayout, Inputs
+from pyro_latentde.solve.fused.cuda_records import CudaBars, CudaRecord, CudaSteps, DeviceLayout, Inputs, most_rows
 from pyro_latentde.solve.fused.cuda_source import cuda_source
 from pyro_latentde.solve.fused.kernel_source import Kernel
+from pyro_latentde.solve.memory import Allowance
 
 __all__ = ["CudaKernel"]
 
@@ -78,8 +79,9 @@ class CudaKernel(Kernel):
         step_size: float | None,
         replay: Tensor | None,
         token: int,
+        budget: int | None = None,
     ) -> CudaRecord:
-        """Solve; a ``token`` other than 0 keeps the steps, and the token of row r is ``token + r``."""
+        """Solve; a ``token`` other than 0 keeps the steps, up to ``budget`` bytes; that of row r is ``token + r``."""
         whole = {"dtype": torch.int64, "device": a.y0.device}
         ys = a.y0.new_empty(a.rows * a.points * self.states)
         report, spans = torch.empty(5 * a.rows, **whole), torch.empty(2 * a.rows, **whole)
@@ -91,23 +93,35 @@ class CudaKernel(Kernel):
             mode=2 if replay is not None else 1 if step_size is not None else 0, step=step_size or 0.0,
             hs=plan.contiguous().view(-1), hss=plan.shape[1], token=token, spans=spans, grads=a.y0.new_empty(1, 1),
         )  # fmt: skip
-        blocks, members, room = [], torch.arange(a.rows, **whole), self._first_room(plan, replay, max_steps)
-        while len(members):
-            records = a.y0.new_empty(room * width if token else 1, len(members))
-            ends = torch.empty(len(members), **whole)
+        allowance, item = Allowance(budget, a.y0.device), width * a.y0.element_size()
+
+        def run(members: Tensor, room: int, **others: Any) -> tuple[Tensor, Tensor]:
+            records, ends = a.y0.new_empty(room * width, len(members)), torch.empty(len(members), **whole)
             self._run(
                 "forward", a.y0, members=members, records=records, room=room * width, ends=ends,
-                count=len(members), **fixed,
+                count=len(members), **{**fixed, **others},
             )  # fmt: skip
-            if not token:
+            return records, ends
+
+        blocks, members, room = [], torch.arange(a.rows, **whole), self._first_room(plan, replay, max_steps)
+        while len(members):
+            if not (token and allowance.take(room * item * len(members))):
+                run(members, 1, token=0)
                 break
+            records, ends = run(members, room)
             blocks.append((torch.where(ends > 0, members, -1), records))
             members, room = members[ends == 0], 4 * room
         report = report.view(5, a.rows)
-        steps = None
-        if token:
-            self._learn(report[1])
-            steps = CudaSteps(blocks, spans, report[0], width, self.method.kind, self.stops is not None)
+        if not token:
+            return CudaRecord(ys.view(a.rows, a.points, self.states), report.t(), None)
+        self._learn(report[1])
+        steps = CudaSteps(blocks, spans, report[0], width, self.method.kind, self.stops is not None)
+        if len(members):
+            report[4] = torch.arange(token, token + a.rows, **whole)
+            most = int(report[1][members].max()) + 2
+            at_once = most_rows(allowance.limit, most * item, len(members), most, budget)
+            own = dict(ys=torch.empty_like(ys), report=torch.empty(5 * a.rows, **whole))
+            steps.missing, steps.again = members.split(at_once), lambda some: run(some, most, **own)[0]
         return CudaRecord(ys.view(a.rows, a.points, self.states), report.t(), steps)
 
     def _first_room(self, plan: Tensor, replay: Tensor | None, max_steps: int) -> int:
@@ -136,7 +150,7 @@ class CudaKernel(Kernel):
         for first in range(0, a.rows, part):
             beyond = min(first + part, a.rows)
             grads = a.y0.new_zeros(max(size, 1), beyond - first)
-            for members, records in steps.blocks:
+            for members, records in steps.pieces():
                 self._run(
                     "adjoint", a.y0, size, count=len(members), members=members, first=first,
                     beyond=beyond, records=records, grads=grads, ends=torch.empty_like(members), **fixed,
@@ -157,7 +171,7 @@ class CudaKernel(Kernel):
         """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
         out = a.y0.new_empty(a.rows * a.points * self.states)
         y0_dot, ts_dot, t0_dot = (self._flat(x) for x in moves)
-        for members, records in steps.blocks:
+        for members, records in steps.pieces():
             self._run(
                 "tangent", a.y0, count=len(members), members=members, first=0, beyond=a.rows,
                 T=a.points, **self._places(a), pd=p_dot, pdo=p_dot_layout.offsets, pds=p_dot_layout.strides,

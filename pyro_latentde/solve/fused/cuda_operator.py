@@ -27,7 +27,7 @@ class CudaSolve(FusedSolve):
         """Solve, and keep the steps unless ``token`` is 0."""
         s = self.settings
         replay = None if self.replay is None else self.replay.detach().to(a.y0.device)
-        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token)
+        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token, s.budget)
 
     def inputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Inputs:
         """The tensors as the kernel reads them."""

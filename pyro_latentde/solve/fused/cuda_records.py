@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What kernels on a CUDA device read and leave; ``records.py`` is the same on the CPU."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,7 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CudaBars", "CudaRecord", "CudaSteps", "DeviceLayout", "Inputs"]
+from pyro_latentde.errors import SolveError
+from pyro_latentde.solve.memory import readable, tell_once
+
+__all__ = ["CudaBars", "CudaRecord", "CudaSteps", "DeviceLayout", "Inputs", "most_rows"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class CudaSteps:
     """The accepted steps: blocks of (members, records), where column i belongs to row ``members[i]``, if not to -1.
 
     A record is what it is on the CPU (:class:`pyro_latentde.solve.fused.records.Steps`), one number below the other.
+    Groups of ``missing`` rows kept none: ``again`` makes their records.
     """
 
     blocks: list[tuple[Tensor, Tensor]]
@@ -66,6 +71,14 @@ class CudaSteps:
     width: int
     kind: str
     stopping: bool
+    missing: Sequence[Tensor] = ()
+    again: Callable[[Tensor], Tensor] | None = None
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows; those that kept nothing are solved again, group by group."""
+        yield from self.blocks
+        for members in self.missing:
+            yield members, self.again(members)
 
     @property
     def rows(self) -> int:
@@ -89,12 +102,34 @@ class CudaSteps:
         counts = self.spans[1::2] - self.spans[::2]
         most = max(1, int(counts.max())) if len(counts) else 1
         out = torch.zeros(self.rows, most, dtype=torch.float64, device=self.status.device)
-        for members, records in self.blocks:
+        for members, records in self.pieces():
             here = (members >= 0).nonzero()[:, 0]
             values = records[c :: self.width, here][:most].t().double()
             taken = torch.arange(values.shape[1], device=values.device) < counts[members[here], None]
             out[members[here], : values.shape[1]] = torch.where(taken, values, 0.0)
         return out
+
+
+def most_rows(limit: int, row: int, rows: int, steps: int, budget: int | None) -> int:
+    """How many rows are solved again at once in half of ``limit`` bytes, where each takes ``row``.
+
+    Raises:
+        SolveError: If not even one fits.
+    """
+    at_once = limit // (2 * row)
+    if not at_once:
+        raise SolveError(
+            f"memory_budget = {readable(limit)} is too small for the {steps:,} steps of a row on this device: expected "
+            f"at least {readable(2.1 * row)}. Give more, or solve on the CPU, where rows can be cut."
+        )
+    if budget is None:
+        tell_once(
+            "cuda",
+            f"backprop through {steps:,} steps x {rows:,} rows needs ~{readable(row * rows)}; solving them again in "
+            f"the backward pass, {at_once:,} rows at once (at most {readable(limit)}, +1 forward). memory_budget= sets "
+            "another limit than half of the free memory.",
+        )
+    return at_once
 
 
 class CudaRecord(NamedTuple):

@@ -49,8 +49,7 @@ class DelaySteps(Steps):
 
     def plan(self) -> np.ndarray:
         """The steps as they are taken again: sizes and lags, ``(rows, most steps, 1 + lags)``."""
-        columns = [1, *range(self.width - self.lags, self.width)]
-        return np.stack([self._column(c) for c in columns], -1)
+        return self._columns(1, *range(self.width - self.lags, self.width))
 
 
 @dataclass
@@ -114,7 +113,8 @@ class DelayKernel(CpuKernel):
             return Record(ys, report, None)
         if a.rows:
             self.expect(taken, spans)
-        return Record(ys, report, DelaySteps(blocks, spans, report[0], width, self.method.kind, False, a, self.at.lags))
+        steps = DelaySteps(blocks, spans, report[0], width, self.method.kind, False, a, lags=self.at.lags)
+        return Record(ys, report, steps)
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
@@ -211,4 +211,4 @@ class FusedDelaySolve(FusedSolve):
             steps = self.steps(rows, shared, [t.detach() for t in tensors])
             return torch.from_numpy(steps.plan()), torch.from_numpy(steps.status)
 
-        return replay_function(make, found, self.kernel.method, 3 + self.kernel.leaves, replay_delayed)
+        return replay_function(make, found, self.kernel.method, 3 + self.kernel.leaves, along=replay_delayed)

@@ -41,6 +41,11 @@ class Kernel:
         """Numbers that are stored for each accepted step."""
         return templates.record_width(self.method, self.states, self.stops)
 
+    @property
+    def carried(self) -> int:
+        """Entries of the work array that a step may hand to the next."""
+        return templates.WorkLayout(self.method, self.states, self.stops, self.leaves).scratch
+
     def source(self, kind: str) -> tuple[str, int]:
         """Source with a function named ``kind``, ``"forward"``, ``"adjoint"`` or ``"tangent"``.
 

@@ -35,9 +35,13 @@ class LaneKernel(CpuKernel):
 
     lanes: int = field(default_factory=lane_count)
     codes: dict = field(default_factory=dict)
+    cuts = False
 
     def chunk(self, rows: int) -> int:
         return self.lanes * max(1, rows // ROWS_PER_CHUNK)
+
+    def room(self, counts: np.ndarray) -> int:
+        return len(counts) * (int(counts.max()) + 2)
 
     def expect(self, taken: list[int], spans: np.ndarray) -> None:
         """Every row has the same room: what the longest needs."""

@@ -21,7 +21,7 @@ from llvmlite import ir
 from pyro_latentde.solve.fused.lower_lanes import LANE_FLAGS
 from pyro_latentde.solve.fused.lower_values import BOOL, FAST, FLOAT, INT, TYPES, Values
 
-__all__ = ["lower", "slots"]
+__all__ = ["lower", "slots", "variable_types"]
 
 
 def lower(source: str, name: str, small: int, lanes: int = 0) -> str:
@@ -221,3 +221,14 @@ class _Body(Values):
         advance()
         self.b.branch(head)
         self.b.position_at_end(end)
+
+
+def variable_types(source: str, name: str) -> dict[str, str]:
+    """Type of every number that the function ``name`` keeps in a variable: ``float``, ``int`` or ``bool``."""
+    unit = _Unit(name, {f.name: f for f in ast.parse(source).body}, 0, 0)
+    tree = unit.functions[name]
+    arguments = [TYPES[kind] for _, kind in unit.parameters(name)]
+    body = _Body(unit, ir.Function(unit.module, ir.FunctionType(TYPES[tree.returns.id], arguments), name))
+    body.lower(tree)
+    kinds = {FLOAT: "float", INT: "int", BOOL: "bool"}
+    return {x: kinds[slot.type.pointee] for x, slot in body.slots.items() if isinstance(slot, ir.AllocaInstr)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_latentde.solve.fused.cpu import CpuKernel
 from pyro_latentde.solve.fused.graph_torch import batched_graph
-from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
+from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps, rows_of
 from pyro_latentde.solve.lift import is_wrapped
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
@@ -32,7 +32,8 @@ _LOG = logging.getLogger("pyro_latentde")
 class Settings:
     """What a solve needs beside its tensors.
 
-    ``sensitivity`` is ``"adjoint"`` (discrete) or ``"forward"``; ``checked``: the times are known to be sorted.
+    ``sensitivity`` is ``"adjoint"`` (discrete) or ``"forward"``; ``checked``: the times are known to be sorted;
+    ``budget``: bytes for the steps, None for half of what is free.
     """
 
     rtol: float
@@ -42,6 +43,7 @@ class Settings:
     sensitivity: str
     keep: bool
     checked: bool
+    budget: int | None = None
 
 
 def _flat(t: Tensor) -> np.ndarray:
@@ -107,14 +109,14 @@ class FusedSolve(RowFunction):
 
     def __init__(self, kernel: CpuKernel, settings: Settings, replay: Tensor | None = None) -> None:
         super().__init__()
-        self.kernel, self.settings, self.replay = kernel, settings, replay
+        self.kernel, self.settings, self.replay, self.lasting = kernel, settings, replay, replay is None
         self.wrt = tuple(range(3 + kernel.leaves))
 
     def record(self, a: Arrays, token: int) -> Record:
         """Solve, and keep the steps unless ``token`` is 0."""
         s = self.settings
         replay = None if self.replay is None else self.replay.detach().double().cpu().numpy()
-        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token)
+        return self.kernel.forward(a, s.rtol, s.atol, s.max_steps, s.step_size, replay, token, s.budget)
 
     def inputs(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Arrays:
         """The tensors as the kernel reads them."""
@@ -287,7 +289,7 @@ def _without_bad_rows(kernel: CpuKernel, a: Arrays, steps: Steps, gy: np.ndarray
             per_row.append(bars[3][offset : offset + a.rows * stride].reshape(a.rows, stride))
     bad = ~np.all([np.isfinite(x).all(1) for x in per_row], axis=0)
     if not bad.any():  # only sums over rows are affected: find the rows one by one
-        alone = [kernel.adjoint(_row(a, r), _row_steps(steps, r), gy[r : r + 1]) for r in range(a.rows)]
+        alone = [kernel.adjoint(_row(a, r), steps.row(r), gy[r : r + 1]) for r in range(a.rows)]
         bad = np.array([not one.finite for one in alone])
     bad &= np.isfinite(gy).all((1, 2)) & (steps.status == Status.OK)
     if not bad.any():
@@ -312,21 +314,7 @@ def _row(a: Arrays, r: int) -> Arrays:
     """Row r alone."""
     _, lengths, strides, _ = a.layout.columns
     sizes = tuple(stride or length for length, stride in zip(lengths, strides, strict=True))
-    return replace(
-        a,
-        rows=1,
-        y0=a.y0 + 8 * r * a.y0_stride,
-        times=a.times + 8 * r * a.times_stride,
-        t0=a.t0 + 8 * r * a.t0_stride,
-        offsets=a.offsets + r * a.layout.strides,
-        layout=Layout.of(1, sizes, (False,) * len(sizes)),
-    )
-
-
-def _row_steps(steps: Steps, r: int) -> Steps:
-    records = next(records for lo, hi, records in steps.blocks if lo <= r < hi)
-    spans, status = steps.spans[2 * r : 2 * r + 2], steps.status[r : r + 1]
-    return replace(steps, blocks=[(0, 1, records)], spans=spans, status=status)
+    return replace(rows_of(a, r, r + 1), layout=Layout.of(1, sizes, (False,) * len(sizes)))
 
 
 def _gradient(rows: int, shared: tuple[bool, ...], k: int, tensor: Tensor, a: Arrays, bars: Bars) -> Tensor:

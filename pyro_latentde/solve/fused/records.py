@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What kernels read and leave: inputs where they lie, outputs, accepted steps, cotangents."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-__all__ = ["Arrays", "Bars", "Layout", "Record", "Steps"]
+__all__ = ["Arrays", "Bars", "Layout", "Record", "Steps", "rows_of"]
+
+
+class SolvesAgain(Protocol):
+    """Makes the records of rows whose steps were not kept."""
+
+    def records(self, lo: int, hi: int, spans: np.ndarray, buffer: np.ndarray) -> tuple[int, np.ndarray]:
+        """Records of rows lo.., and the row after the last of them; ``spans`` says where they lie."""
+
+    def row(self, r: int) -> "SolvesAgain":
+        """For row r alone."""
+
+    def is_long(self, r: int) -> bool:
+        """Whether the steps of row r do not fit even alone."""
 
 
 @dataclass(slots=True)
@@ -15,17 +29,18 @@ class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
     A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps (of ``kind``)
-    also its stages, and last how it was taken (0 explicit, else implicit); ``stopping``: where it ended too.
-    ``inputs`` are those of the solve.
+    also its stages, and last how it was taken (0 explicit, else implicit); ``stopping``: where it ended too. Records of
+    None were not kept: ``again`` makes them. ``inputs`` are those of the solve.
     """
 
-    blocks: list[tuple[int, int, np.ndarray]]
+    blocks: list[tuple[int, int, np.ndarray | None]]
     spans: np.ndarray
     status: np.ndarray
     width: int
     kind: str
     stopping: bool
     inputs: "Arrays"
+    again: SolvesAgain | None = None
 
     @property
     def rows(self) -> int:
@@ -33,29 +48,65 @@ class Steps:
 
     @property
     def nbytes(self) -> int:
-        return sum([records.nbytes for _, _, records in self.blocks])
+        return sum([records.nbytes for _, _, records in self.blocks if records is not None])
+
+    @property
+    def complete(self) -> bool:
+        return self.again is None
+
+    def places(self) -> np.ndarray:
+        """Where rows lie, to be handed to :meth:`pieces`, which changes it for rows that are solved again."""
+        return self.spans if self.complete else self.spans.copy()
+
+    def pieces(
+        self, lo: int, hi: int, spans: np.ndarray, chunk: int = 0, cut: bool = False
+    ) -> Iterator[tuple[int, int, np.ndarray | None]]:
+        """The rows from lo to hi piece by piece, none across a multiple of ``chunk``: first, end and records.
+
+        ``cut``: rows that are too long come alone, without records.
+        """
+        room = np.empty(0)
+        for first, last, records in self.blocks:
+            row, last = max(lo, first), min(hi, last)
+            while row < last:
+                end = min(last, (row // chunk + 1) * chunk) if chunk else last
+                if records is not None:
+                    yield row, end, records
+                elif cut and self.again.is_long(row):
+                    end = row + 1
+                    yield row, end, None
+                else:
+                    end, room = self.again.records(row, end, spans, room)
+                    yield row, end, room
+                row = end
+
+    def row(self, r: int) -> "Steps":
+        """Row r alone."""
+        records = next(records for lo, hi, records in self.blocks if lo <= r < hi)
+        own = {"spans": self.spans[2 * r : 2 * r + 2], "status": self.status[r : r + 1], "blocks": [(0, 1, records)]}
+        return replace(self, **own, again=self.again and self.again.row(r))
 
     def sizes(self) -> np.ndarray:
         """Step sizes h, ``(rows, most steps)``, padded with 0."""
-        return self._column(1)
+        return self._columns(1)[..., 0]
 
     def plan(self) -> np.ndarray:
         """The steps as they are taken again: sizes; where methods alternate or steps end at stops, see RowSolution."""
         if self.kind != "switching" and not self.stopping:
-            return self._column(1)
-        columns = [self._column(1)]
-        columns.append(np.zeros_like(columns[0]) if self.kind == "explicit" else self._column(self.width - 1))
-        if self.stopping:
-            columns.append(self._column(self.width - (1 if self.kind == "explicit" else 2)))
-        return np.stack(columns, -1)
+            return self.sizes()
+        how = () if self.kind == "explicit" else (self.width - 1,)
+        where = (self.width - (1 if self.kind == "explicit" else 2),) if self.stopping else ()
+        found = self._columns(1, *how, *where)
+        return found if how else np.insert(found, 1, 0.0, axis=2)
 
-    def _column(self, c: int) -> np.ndarray:
-        spans, width = self.spans.reshape(-1, 2), self.width
-        counts = spans[:, 1] - spans[:, 0]
-        out = np.zeros((len(spans), max(1, int(counts.max(initial=0)))))
-        for lo, hi, records in self.blocks:
-            for r in range(lo, hi):
-                out[r, : counts[r]] = records[spans[r, 0] * width + c : spans[r, 1] * width : width]
+    def _columns(self, *columns: int) -> np.ndarray:
+        spans, found = self.places(), []
+        for lo, hi, records in self.pieces(0, self.rows, spans):
+            table = records[: records.size // self.width * self.width].reshape(-1, self.width)
+            found += [table[spans[2 * r] : spans[2 * r + 1], columns].copy() for r in range(lo, hi)]
+        out = np.zeros((self.rows, max([1, *map(len, found)]), len(columns)))
+        for r, steps in enumerate(found):
+            out[r, : len(steps)] = steps
         return out
 
 
@@ -87,6 +138,18 @@ class Arrays:
     layout: "Layout"
     shared: tuple[bool, ...]
     held: Any
+
+
+def rows_of(a: Arrays, lo: int, hi: int) -> Arrays:
+    """Rows lo to hi alone, for the forward solve: places of gradients stay those of all rows."""
+    return replace(
+        a,
+        rows=hi - lo,
+        y0=a.y0 + 8 * lo * a.y0_stride,
+        times=a.times + 8 * lo * a.times_stride,
+        t0=a.t0 + 8 * lo * a.t0_stride,
+        offsets=a.offsets + lo * a.layout.strides,
+    )
 
 
 @dataclass(frozen=True)
