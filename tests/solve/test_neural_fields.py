@@ -159,6 +159,17 @@ def test_rows_with_more_steps_than_there_was_room_for():
     assert_near([found.ys, *gradients], [expected.ys, *others], 1e-10)
 
 
+def test_a_last_row_that_never_starts():
+    """Its neighbours' records lie before its own, of which there are none."""
+    y0, p = starts(1000, 3).abs(), {k: v[0] for k, v in sampled(network(3, 8, 3), 1).items()}
+    p["fast"] = torch.tensor(-1.0, dtype=DOUBLE)
+    whole = solve_rows(y0, p)
+    y0[-1] = torch.nan
+    found = solve_rows(y0, p)
+    assert found[1].nonzero().tolist() == [[999]]
+    torch.testing.assert_close(found[5][:-1], whole[5][:-1], rtol=0, atol=0)
+
+
 def test_transforms_and_second_derivatives():
     net, y0 = network(2, 8, 2), starts(3, 2)
     names = [name for name, _ in net.named_parameters()]
