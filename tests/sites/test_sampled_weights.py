@@ -292,7 +292,7 @@ def test_svi_learns_and_compiles_once(monkeypatch):
 
     made = []
     start = CpuKernel.__init__
-    monkeypatch.setattr(CpuKernel, "__init__", lambda self, *args: (made.append(self), start(self, *args))[1])
+    monkeypatch.setattr(CpuKernel, "__init__", lambda self, *a, **k: (made.append(self), start(self, *a, **k))[1])
     clear_fields()  # in memory; the file of the kernel may stay
     field = Field()
     data = torch.stack([0.5 + TIMES, -0.3 - TIMES], dim=-1)

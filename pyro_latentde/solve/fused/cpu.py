@@ -114,6 +114,7 @@ class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
     steps_per_row: float = 64.0
+    wide: bool = False  # a tangent kernel would be too long: tangents by replaying the steps
     cuts = True  # rows too long for the memory go through segment by segment
 
     def _build(self, kind: str) -> tuple[Callable, int]:

@@ -112,6 +112,12 @@ class Trace:
         """Whether the field is a network of layers."""
         return fits_lanes(self.nodes)
 
+    @cached_property
+    def entries(self) -> int:
+        """Entries of the matrices of all products that stay loops."""
+        shapes = [n.args[0].shape for n in self.nodes if n.op == "matvec"]
+        return sum(rows * columns for rows, columns in shapes)
+
     @property
     def size(self) -> int:
         """Scalar statements of the field."""

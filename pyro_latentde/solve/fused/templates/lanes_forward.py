@@ -91,8 +91,8 @@ report[2 * R + r] = {at.count("rejected")}
 report[3 * R + r] = {at.count("evals")}
 report[4 * R + r] = token + r if keep else 0
 if {at.count("accepted")} == 0 and ({at.count("code")} != 0 or not keep):
-    spans[2 * r] = 0
-    spans[2 * r + 1] = 0
+    spans[2 * r] = (r - lo) * most  # no records, but the next row's lie behind
+    spans[2 * r + 1] = spans[2 * r]
 {at.count("row")} = -1"""
 
 
