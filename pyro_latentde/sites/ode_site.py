@@ -8,11 +8,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_latentde.errors import LatentDEError
+from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
 from pyro_latentde.sites.solve_probe import shown
+from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.dose import Dose
 from pyro_latentde.solve.events import Event, as_events
 from pyro_latentde.solve.integrate import odesolve
@@ -63,8 +64,8 @@ def ode(
         events: An :class:`~pyro_latentde.Event`, or several. What happened is returned too, and its times are the
             deterministic site ``"{name}.events"``, ``(*batch, E)``, padded with NaN.
         settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps``,
-            ``memory_budget`` of :func:`~pyro_latentde.odesolve`; :func:`~pyro_latentde.solver` changes them from
-            outside.
+            ``memory_budget``, ``positive`` (also by the names in ``states``) of :func:`~pyro_latentde.odesolve`;
+            :func:`~pyro_latentde.solver` changes them from outside.
 
     Returns:
         The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is
@@ -96,6 +97,7 @@ def ode(
         return shooting.trajectory(name, f, y0, torch.as_tensor(times), params, states, keywords, t0=t0)
     with named_errors(name):
         given = {"doses": _numbered(doses, states), "jumps": jumps, "at_dose": at_dose, "events": as_events(events)}
+        settings = {**settings, "positive": _by_index(settings.get("positive"), states)}
         keywords = {**settings, "t0": t0, "event_dims": event_dims, "given": given}
         solution = solve_at_site(name, f, y0, times, params, **keywords)
         value = record_trajectory(name, _stacked(solution), solution, states)
@@ -131,6 +133,17 @@ def solve_at_site(
             start = solution.times[..., 0] if t0 is None else t0
             extra[1][name] = _stacked(odesolve(field, y0, extra[0], params, t0=start, **keywords))
     return solution
+
+
+def _by_index(positive: Any, states: Sequence[str] | None) -> Any:
+    """Names of coordinates that the site gives, as indices."""
+    if states is None or positive is None or isinstance(positive, bool):
+        return positive
+    chosen = [positive] if isinstance(positive, (str, int)) else list(positive)
+    unknown = [one for one in chosen if isinstance(one, str) and one not in states]
+    if unknown:
+        raise ShapeError(not_among("positive", unknown[0], states))
+    return [list(states).index(one) if isinstance(one, str) else one for one in chosen]
 
 
 def _numbered(doses: Dose | Sequence[Dose] | None, states: Sequence[str] | None) -> Dose | Sequence[Dose] | None:

@@ -22,7 +22,7 @@ from pyro_latentde.solve.settings import GRADIENTS
 
 __all__ = ["extra_times", "requested_times", "site_settings", "solver"]
 
-KEYWORDS = ("method", "rtol", "atol", "step_size", "gradient", "engine", "max_steps", "memory_budget")
+KEYWORDS = ("method", "rtol", "atol", "step_size", "gradient", "engine", "max_steps", "memory_budget", "positive")
 
 _SETTINGS: ContextVar[tuple[tuple[frozenset[str] | None, dict[str, Any]], ...]] = ContextVar("lde_settings", default=())
 _EXTRA: ContextVar[tuple[Tensor, frozenset[str] | None, dict[str, Any]] | None] = ContextVar("lde_times", default=None)
@@ -82,7 +82,7 @@ def solver(*, sites: Sequence[str] | None = None, **settings: Any) -> Iterator[N
     Args:
         sites: Names of the sites it holds for; all by default.
         settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps``,
-            ``memory_budget`` of :func:`~pyro_latentde.odesolve`; None stands for the default.
+            ``memory_budget``, ``positive`` of :func:`~pyro_latentde.odesolve`; None stands for the default.
 
     Raises:
         SolveError: For an unknown keyword, method, engine or gradient.

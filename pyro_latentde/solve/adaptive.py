@@ -138,19 +138,23 @@ class _Adaptive:
         return _Rows(row, live, t0, y0, h, k1, one, flag, flag, flag, zero, kind, at_start.sum(1), times, direction)
 
     def _first_step(self, t0: Tensor, y0: Tensor, k1: Tensor, span: Tensor, direction: Tensor) -> Tensor:
-        """Size of the first step (Hairer, Norsett, Wanner I, II.4, as in SciPy's ``select_initial_step``)."""
-        scale = self.atol + self.rtol * y0.abs()
-        d0, d1 = rms(y0 / scale), rms(k1 / scale)
-        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).to(t0)
-        h0 = torch.minimum(h0, span.abs())
+        """Size of the first step (Hairer, Norsett, Wanner I, II.4, as in SciPy's ``select_initial_step``).
+
+        Their rule holds for a time of no unit: here that in which the state changes by its own size, or, where it does
+        not tell, the span. So the steps do not depend on the user's unit of time.
+        """
+        span, scale = span.abs(), self.atol + self.rtol * y0.abs()
+        d0, d1 = rms(y0 / scale).to(t0), rms(k1 / scale).to(t0)
+        still = (d0 < 1e-5) | (d1 * span < 1e-5)
+        unit = torch.where(still, span, d0 / d1)
+        h0 = torch.minimum(torch.where(still, 1e-6, 0.01) * unit, span)
         ahead = self.field(t0 + direction * h0, y0 + (direction * h0).to(y0)[:, None] * k1)
-        d2 = rms((ahead - k1) / scale) / h0
-        flat = (d1 <= 1e-15) & (d2 <= 1e-15)
-        h1 = (0.01 / torch.maximum(d1, d2)) ** (1 / self.method.error_order)
-        h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), h1.to(t0))
-        h = torch.minimum(torch.minimum(100 * h0, h1), span.abs())
-        sound = torch.isfinite(d0) & torch.isfinite(d1) & torch.isfinite(d2) & torch.isfinite(h)
-        return torch.where(sound, h, 1e-6 * span.abs())
+        d2 = rms((ahead - k1) / scale).to(t0) / h0
+        change = unit * torch.maximum(d1, unit * d2)
+        h1 = torch.where(change <= 1e-15, h0, unit * (0.01 / change) ** (1 / self.method.error_order))
+        h = torch.minimum(torch.minimum(100 * h0, h1), span)
+        sound = torch.isfinite(d0) & torch.isfinite(d1) & torch.isfinite(d2) & torch.isfinite(h) & (h > 0)
+        return torch.where(sound, h, 1e-6 * span)
 
     def _next_trial(self) -> tuple[Tensor, Tensor] | None:
         """End rows that may not go on; the steps to try and whether each reaches its row's last time."""
@@ -163,7 +167,7 @@ class _Adaptive:
             h = torch.where(2 * s.h.abs() > remaining.abs(), remaining / 2, s.h)
         else:
             final = s.h.abs() >= remaining.abs() * (1 - 1e-9)
-        h = torch.where(final, remaining, h)
+        h = torch.where(final, remaining, (s.t + h) - s.t)  # what t moves by, also where t is late and h small
         smallest = (16 * torch.finfo(s.t.dtype).eps * s.t.abs()).clamp(min=torch.finfo(s.t.dtype).tiny)
         spent = s.live & (self.accepted[s.row] + self.refused[s.row] >= self.max_steps)
         stuck = s.live & ~spent & ~final & (h.abs() < smallest)

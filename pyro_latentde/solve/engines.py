@@ -98,7 +98,8 @@ def _why_not_fused(problem: Problem, method: str) -> str | None:
     if ("why", method, smooth) not in kernels:
         from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused
 
-        kernels["why not", method, smooth] = too_large(found, get_method(method), device, smooth)
+        dtype = problem.tensors[0].dtype
+        kernels["why not", method, smooth] = too_large(found, get_method(method), dtype, device, smooth)
         kernels["why", method, smooth] = why_fused(found, get_method(method), device, smooth)
     return kernels["why not", method, smooth]
 

@@ -38,6 +38,11 @@ def explain(solution: Solution) -> str:
     lines.append(_smallest(solution, steps))
     if method.stiff is not None:
         lines.append(_switches(solution.implicit.reshape(len(status), -1), steps != 0))
+    logs = solution.shape_of_state.logs
+    if logs is not None:
+        lines.append(
+            f"Positive: {int(logs.mask.sum())} of {len(logs.mask)} states, as logarithms; rtol is relative to y."
+        )
     if method.kind == "symplectic":
         lines.append("Symplectic: the energy does not drift, but no error is checked; compare with half the step_size.")
     if method.kind == "explicit":

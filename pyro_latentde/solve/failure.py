@@ -90,7 +90,8 @@ def _first_failed(problem: Problem, status: np.ndarray, what: str) -> tuple[int,
     values = ", ".join(
         f"{name}: {_short(_row(problem, 3 + k, row))}" for k, name in enumerate(problem.names[: problem.own])
     )
-    state = _short(_row(problem, 0, row))
+    logs, state = problem.info.state.logs, _row(problem, 0, row)
+    state = _short(state if logs is None else logs.to_user(state))
     return row, f"{len(failed)} of {len(codes)} {what} failed: {kinds}.{where}", f"{state}, parameters {{{values}}}"
 
 

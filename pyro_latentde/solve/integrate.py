@@ -15,7 +15,8 @@ from pyro_latentde.solve.engines import batched_field, choose_engine, fused_func
 from pyro_latentde.solve.events import Event, FoundEvents, as_events
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
-from pyro_latentde.solve.methods import SYMPLECTIC, get_method
+from pyro_latentde.solve.log_states import read_positive
+from pyro_latentde.solve.methods import get_method
 from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
@@ -49,6 +50,7 @@ def odesolve(
     on_failure: str = "raise",
     replay: Solution | None = None,
     events: Event | Sequence[Event] | None = None,
+    positive: Any = None,
     memory_budget: int | str | None = None,
 ) -> Solution:
     r"""Solve :math:`dy/dt = f(t, y, p),\ y(t_0) = y_0` for every row of a batch, each with its own steps.
@@ -88,6 +90,9 @@ def odesolve(
             ends where the event is now.
         events: An :class:`Event`, or several: what happens where a condition on the state changes sign. The first
             event of a row is taken first; ``solution.events`` tells what happened.
+        positive: States that stay above 0, ``True`` for all, or names or indices, ``["hare", "lynx"]``. They are solved
+            as logarithms and held to relative errors of rtol (1 + \|log y\|); what is below 1.5e-154 (float32: 1.1e-19)
+            is given back as that. Results and gradients are those of y.
         memory_budget: Most memory that the steps may take until the gradient is asked for, in bytes or as ``"2 GB"``;
             None: half of what the machine has free. What does not fit is solved again during the backward pass (and
             once more for rows too long even alone), which gives the same gradient.
@@ -118,21 +123,21 @@ def odesolve(
     """
     if method is None and (engine == "torchdiffeq" or gradient == "adjoint"):
         method = "dopri5"  # torchdiffeq has no tsit5
-    given = Discontinuities(doses, jumps, at_dose)
-    problems = pose(f, y0, times, params, t0, event_dims, given, as_events(events))
+    given, strict = Discontinuities(doses, jumps, at_dose), on_failure == "raise"
+    change = read_positive(positive, rtol, atol, strict, doses)
+    problems = pose(f, y0, times, params, t0, event_dims, given, change, as_events(events))
     first = problems[0]
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype, memory_budget
     )
     _check_events(problems, settings)
     engine_name, reason = choose_engine(first, engine, gradient, settings.method)
-    if settings.method in SYMPLECTIC:
-        require_separable(first, settings.method)
+    require_separable(first, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, report, *found = parts[0] if len(parts) == 1 else _join(first, parts)
-    if on_failure == "raise":
-        _raise_failures(first, report, ys, found)
-    batch, state = first.batch, first.info.state
+    _raise_failures(first, report, ys, found, strict)
+    batch, state, solved = first.batch, first.info.state, ys
+    ys = ys if state.logs is None else state.logs.to_user(ys)
     ys, report, *found = _in_batch(batch, ys, report, *found)
 
     def steps() -> Tensor:
@@ -151,10 +156,10 @@ def odesolve(
         shape_of_state=state,
         events=FoundEvents(found[0], found[2], state.unflatten(found[1])) if found else None,
         _report=report,
-        _again=lambda t: _at(t, f, y0, params, first, settings, engine_name, event_dims, given),
+        _again=lambda t: _at(t, f, y0, params, first, settings, engine_name, event_dims, given, positive),
         _steps=steps,
         _start=first.tensors[2].detach(),
-        _decay=lambda row: fastest_decay(first, ys.detach().reshape(first.rows, *ys.shape[-2:]), row),
+        _decay=lambda row: fastest_decay(first, solved.detach(), row),
     )
 
 
@@ -172,6 +177,8 @@ def _check_events(problems: list[Problem], settings: SolveSettings) -> None:
             "events together with doses, jumps or inputs with knots are not solved: write the input as a function of t "
             "in the field, or the events as times of jumps."
         )
+    if problems[0].info.state.logs is not None:
+        raise SolveError("events with positive=: write the states as logarithms in the field, condition and reset.")
     if settings.memory_budget is not None:
         raise SolveError("memory_budget: steps of a solve with events are always kept; leave it out.")
     if len(problems) > 1:
@@ -245,8 +252,8 @@ def _by_torchdiffeq(problem: Problem, settings: SolveSettings) -> Rows:
     return out.ys, report_of(out, torch.zeros_like(out.status))
 
 
-def _raise_failures(problem: Problem, report: Tensor, ys: Tensor, found: Sequence[Tensor]) -> None:
-    seen = peek(report)
+def _raise_failures(problem: Problem, report: Tensor, ys: Tensor, found: Sequence[Tensor], strict: bool) -> None:
+    seen = peek(report) if strict else None
     if seen is not None and np.count_nonzero(seen[:, 0]):
         raise SolveError(failure_message(problem, seen[:, 0], ys, found[0] if found else None))
 
@@ -261,6 +268,7 @@ def _at(
     engine: str,
     event_dims: dict[str, int] | None,
     given: Discontinuities,
+    positive: Any,
 ) -> Any:
     """Solve again with outputs at t. The last time stays an output, so the steps are the same ones."""
     points = t.reshape(1) if t.ndim == 0 else t
@@ -290,6 +298,7 @@ def _at(
         event_dims=event_dims,
         on_failure="nan",
         events=problem.events,
+        positive=positive,
         **given.keywords,
         **settings.keywords,
     )

@@ -27,6 +27,7 @@ __all__ = ["Problem", "pose"]
 
 
 Move = tuple[tuple[int, ...], tuple[int, ...]]
+Change = Callable[[StateShape, Tensor], tuple[StateShape, Tensor]]
 
 
 class RowLayout(NamedTuple):
@@ -165,16 +166,19 @@ def pose(
     t0: Any,
     event_dims: dict[str, int] | None,
     given: Discontinuities | None = None,
+    change: Change | None = None,
     events: tuple[Event, ...] = (),
 ) -> list[Problem]:
     """Check a problem and lay it out; two problems (forward, backward) when the times lie on both sides of t0.
+
+    ``change`` gives the variables that are solved instead of y.
 
     Raises:
         ShapeError: For shapes, dtypes or devices that do not fit.
         DataError: For times that are not finite, or unsorted without ``t0``.
     """
     try:
-        return _laid_out(f, y0, times, params, t0, event_dims, given, events)
+        return _laid_out(f, y0, times, params, t0, event_dims, given, change, events)
     except (ShapeError, DataError) as error:
         error.args = (f"{error}{exchange_hint(y0, times)}",)
         raise
@@ -188,6 +192,7 @@ def _laid_out(
     t0: Any,
     event_dims: dict[str, int] | None,
     given: Discontinuities | None,
+    change: Change | None,
     events: tuple[Event, ...],
 ) -> list[Problem]:
     bound = f if isinstance(f, BoundField) else None
@@ -200,6 +205,7 @@ def _laid_out(
         )
     dims = event_dims or {}
     state, y0 = flatten_state(y0, dims)
+    state, y0 = (state, y0) if change is None else change(state, y0)
     parameters = Parameters.of(params, y0)
     _check_devices(parameters, y0)
     own_dims = {k: v for k, v in dims.items() if k not in state.names or k in parameters.names}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError, SolveError
 from pyro_latentde.solve.lift import Lift, in_fresh_thread
+from pyro_latentde.solve.methods import SYMPLECTIC
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.vector_field import row_of
 
@@ -18,18 +19,22 @@ __all__ = ["require_separable"]
 
 
 def require_separable(problem: Problem, method: str) -> None:
-    """Refuse a field that a symplectic method cannot solve.
+    """Refuse a field that a symplectic method cannot solve; other methods solve any.
 
     Raises:
         ShapeError: For an odd number of states.
         SolveError: Where a derivative depends on its own half of the states, or steps must end at doses, jumps, knots.
     """
+    if method not in SYMPLECTIC:
+        return
     if problem.stops is not None:
         raise SolveError(
             f"method {method!r} takes equal steps through one smooth motion, and no doses, jumps or inputs with knots; "
             "expected another method, for example tsit5."
         )
     kernels, size = problem.info.kernels, problem.info.state.size
+    if problem.info.state.logs is not None:
+        raise SolveError(f"method {method!r} keeps the structure of q and p, their logarithms have none: no positive=.")
     if size % 2:
         raise ShapeError(
             f"method {method!r} solves y = (q, p), all positions and then all momenta: expected an even number of "

@@ -18,11 +18,15 @@ __all__ = ["Parameters", "StateShape"]
 
 @dataclass(frozen=True)
 class StateShape:
-    """How one row's state looks to the user: a vector ``(D,)`` (``spec`` None) or a structure of events."""
+    """How one row's state looks to the user: a vector ``(D,)`` (``spec`` None) or a structure of events.
+
+    ``logs``: a ``LogStates``, where some coordinates are solved as logarithms.
+    """
 
     spec: TreeSpec | None
     events: tuple[torch.Size, ...]
     names: tuple[str, ...]
+    logs: Any = None
 
     @property
     def size(self) -> int:

@@ -73,10 +73,11 @@ class FieldInfo:
 
     def call(self, f: Callable, t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         """dy/dt of one row as a flat tensor."""
-        state = self.state.unflatten(y)
-        if self.arguments == 2:
-            return self.state.flatten(f(t, state))
-        return self.state.flatten(f(t, state, self.params.rebuild(leaves)))
+        logs = self.state.logs
+        state = self.state.unflatten(y if logs is None else logs.to_user(y))
+        further = () if self.arguments == 2 else (self.params.rebuild(leaves),)
+        slope = self.state.flatten(f(t, state, *further))
+        return slope if logs is None else logs.slope(y, slope)
 
 
 def reading(f: Callable, bound: BoundField | None, inputs: Sequence[Input]) -> BoundField | None:
@@ -144,7 +145,7 @@ def examine(
     structure = None if state.spec is None else (state.events, state.names, state.spec)
     bound_shapes = None if bound is None else (tuple([x.shape for x in bound.tensors]), bound.event_dims)
     told = tuple(sorted(event_dims.items())) if event_dims else None
-    key = (walk.key, y0.shape, y0.dtype, y0.device, structure, params.shape, shapes, bound_shapes, told)
+    key = (walk.key, y0.shape, y0.dtype, y0.device, structure, state.logs, params.shape, shapes, bound_shapes, told)
     info = _FIELDS.get(key)
     if info is not None:
         if info.captured is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.mcmc import MCMC
 from pyro.infer.mcmc import NUTS as PyroNUTS
 
@@ -45,8 +46,13 @@ def test_nuts_gives_the_reference_posterior(posterior):
 
 
 def test_pyros_own_nuts_agrees_on_the_same_model(posterior):
+    # The comparison is of stationary laws, so Pyro's chain begins inside the posterior. From a uniform start it needs
+    # more than 250 iterations on some paths of the random numbers, which another rounding of a solve changes: one began
+    # its draws with 22 of sigma = .5 to 1, twenty sds out, and .24 afterwards. Warm-up forgets the start.
     pyro.set_rng_seed(3)
-    mcmc = MCMC(PyroNUTS(lotka_volterra.model), num_samples=250, warmup_steps=250, disable_progbar=True)
+    start = init_to_value(values={name: draws[0, -1] for name, draws in posterior.samples.items()})
+    kernel = PyroNUTS(lotka_volterra.model, init_strategy=start)
+    mcmc = MCMC(kernel, num_samples=250, warmup_steps=250, disable_progbar=True)
     mcmc.run(load_lynx_hare())
     # two-sample z of means and log-sds with effective sample sizes; 16 comparisons at 4.2 sigma: false alarm 4e-4
     ours = posterior.samples

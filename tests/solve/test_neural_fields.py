@@ -8,6 +8,7 @@ from torch import nn
 from torchdiffeq import odeint
 
 import pyro_latentde as lde
+from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.fused import cpu
 
 TIMES = torch.linspace(0.0, 2.0, 9, dtype=DOUBLE)
@@ -158,6 +159,17 @@ def test_rows_with_more_steps_than_there_was_room_for():
     assert_near([found.ys, *gradients], [expected.ys, *others], 1e-10)
 
 
+def test_a_last_row_that_never_starts():
+    """Its neighbours' records lie before its own, of which there are none."""
+    y0, p = starts(1000, 3).abs(), {k: v[0] for k, v in sampled(network(3, 8, 3), 1).items()}
+    p["fast"] = torch.tensor(-1.0, dtype=DOUBLE)
+    whole = solve_rows(y0, p)
+    y0[-1] = torch.nan
+    found = solve_rows(y0, p)
+    assert found[1].nonzero().tolist() == [[999]]
+    torch.testing.assert_close(found[5][:-1], whole[5][:-1], rtol=0, atol=0)
+
+
 def test_transforms_and_second_derivatives():
     net, y0 = network(2, 8, 2), starts(3, 2)
     names = [name for name, _ in net.named_parameters()]
@@ -217,3 +229,32 @@ def test_what_is_no_network_or_no_explicit_method_has_kernels_of_single_rows():
         assert (solution.engine, solution.reason) == ("fused", "the field compiles to one kernel")
     looked_up = lde.odesolve(lambda t, y: net(y) * table[torch.floor(t).long()], y0, TIMES[:3])
     assert looked_up.reason == "the field compiles to one kernel"
+
+
+def test_a_network_wider_than_kernels_of_single_rows():
+    """Its torch engine goes layer by layer, its tangents replay the steps."""
+    net, y0 = network(3, 300, 3, activation=nn.ELU), starts(5, 3)
+    found, gradients = outcome(net, y0, rtol=1e-5)
+    assert found.engine == "fused"
+    expected, others = outcome(net, y0, engine="torch", replay=found)
+    assert_near([found.ys, *gradients], [expected.ys, *others], 1e-10)
+
+    def values(start):
+        return lde.odesolve(lambda t, y: net(y), start, TIMES, rtol=1e-5, engine="fused").ys
+
+    turned = torch.func.jvp(values, (y0,), (torch.ones_like(y0),))[1]
+    seed = torch.linspace(-1, 1, turned.numel(), dtype=DOUBLE).reshape(turned.shape)
+    _, pull = torch.func.vjp(values, y0)
+    torch.testing.assert_close((turned * seed).sum(), pull(seed)[0].sum(), rtol=1e-10, atol=0)
+
+
+def test_single_precision_goes_to_matrix_products_sooner():
+    net, y0 = network(2, 512, 512, 2), 0.3 * starts(4, 2)
+    exact, gradients = outcome(net, y0, TIMES[:3], rtol=1e-8)
+    assert exact.engine == "fused"
+    found, others = outcome(net.float(), y0.float(), TIMES[:3].float(), rtol=1e-5)
+    assert found.engine == "torch"
+    assert "264192 matrix entries" in found.reason
+    assert_near([found.ys.double(), others[0].double()], [exact.ys, gradients[0]], 2e-3)
+    with pytest.raises(SolveError, match="matrix products in float32"):
+        outcome(net, y0.float(), TIMES[:3].float(), engine="fused")

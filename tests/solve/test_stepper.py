@@ -210,9 +210,12 @@ def steps_by_the_book(f, y, t, end, method, rtol, atol):
     sign, first = np.sign(end - t), f(t, y)
     scale = atol + rtol * np.abs(y)
     d0, d1 = norm(y, scale), norm(first, scale)
-    h0 = min(1e-6 if min(d0, d1) < 1e-5 else 0.01 * d0 / d1, abs(end - t))
+    # Hairer, Norsett and Wanner's first step, in the time in which the state changes by its own size
+    unit = abs(end - t) if (still := d0 < 1e-5 or d1 * abs(end - t) < 1e-5) else d0 / d1
+    h0 = min((1e-6 if still else 0.01) * unit, abs(end - t))
     d2 = norm(f(t + sign * h0, y + sign * h0 * first) - first, scale) / h0
-    h1 = max(1e-6, h0 * 1e-3) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1 / k_order)
+    d1, d2 = unit * d1, unit**2 * d2
+    h1 = h0 if max(d1, d2) <= 1e-15 else unit * (0.01 / max(d1, d2)) ** (1 / k_order)
     h, before, accepted, rejections, after_rejection = min(100 * h0, h1, abs(end - t)), 1.0, [], 0, False
     while t != end:
         left = abs(end - t)

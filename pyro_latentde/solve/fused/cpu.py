@@ -115,6 +115,7 @@ class CpuKernel(Kernel):
     """The compiled solve of one vector field by one method."""
 
     steps_per_row: float = 64.0
+    wide: bool = False  # a tangent kernel would be too long: tangents by replaying the steps
     cuts = True  # rows too long for the memory go through segment by segment
 
     def _build(self, kind: str) -> tuple[Callable, int]:
@@ -290,7 +291,8 @@ class CpuKernel(Kernel):
                     raise GradientPathError(f"forward derivatives go through whole rows: {steps.again.whole_row(row)}")
                 kernel(
                     row, end, a.points, a.times, a.times_stride, 0, a.offsets, a.layout.strides, p_dot,
-                    p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, spans, *flat, out, w, o, od, *found,
+                    p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, spans, *flat, out, w, o, od,
+                    *found,
                 )  # fmt: skip
 
         _POOL.map(task, a.rows, CHUNK)

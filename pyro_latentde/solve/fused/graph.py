@@ -10,7 +10,7 @@ References:
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pyro_latentde.solve.fused.scalar_ops import BOOLEAN, CONSTANT_RULES, INTEGER, OPS
@@ -131,8 +131,8 @@ def _stays_integer(op: str, nodes: tuple[Node, ...]) -> bool:
     return op in ("add", "sub", "mul", "neg", "maximum", "minimum", "where") and all(n.kind == "i" for n in operands)
 
 
-def reachable(outputs: Iterable[Node]) -> list[Node]:
-    """Every node the outputs depend on, operands first."""
+def reachable(outputs: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
+    """Every node the outputs depend on, operands first; those that are ``known``, and what only they need, left out."""
     seen: set[int] = set()
     order: list[Node] = []
     stack: list[tuple[Node, bool]] = [(n, False) for n in outputs][::-1]
@@ -143,7 +143,7 @@ def reachable(outputs: Iterable[Node]) -> list[Node]:
         elif node.number not in seen:
             seen.add(node.number)
             stack.append((node, True))
-            stack.extend((a, False) for a in node.operands if a.number not in seen)
+            stack.extend((a, False) for a in node.operands if a.number not in seen and a not in known)
     return order
 
 

@@ -73,17 +73,16 @@ class _Body:
         self.used.add(leaf)
         return self.places.entry(leaf, index)
 
-    def add(self, nodes: Iterable[Node]) -> None:
+    def add(self, nodes: Sequence[Node]) -> None:
         """Scalars, each a variable (of all lanes)."""
-        for node in reachable(nodes):
+        self.layers(nodes)
+        for node in reachable(nodes, self.products):
             if node not in self.names:
                 self.names[node] = self._define(node)
 
     def _define(self, node: Node) -> str:
         if node.op == "const":
             return literal(node)
-        if node.op == "matvec":
-            return self.product(node)
         name = f"v{node.number}"
         self.lines.append(f"{name} = {self._expression(node)}")
         return name
@@ -100,24 +99,22 @@ class _Body:
     def _apply(self, op: str, arguments: list[str]) -> str:
         return OPS[op].source.format(*arguments)
 
-    def layers(self, nodes: Iterable[Node]) -> None:
+    def layers(self, nodes: Sequence[Node]) -> None:
         """Matrix products that the nodes depend on, with what they are of, in order."""
-        for node in reachable(nodes):
-            if node.op == "matvec":
+        for node in reachable(nodes, self.products):
+            if node.op == "matvec" and node not in self.products:
                 self.product(node)
 
-    def product(self, node: Node) -> str:
-        if node not in self.products:
-            matrix, vector = node.args
-            x, out = self.vector(vector), self.room(matrix.shape[0])
-            self.products[node] = out
-            rows, columns = matrix.shape
-            whole = rows - rows % TILE
-            if whole:
-                self._tile(matrix, x, out, f"for i in range(0, {whole}, {TILE}):", "i", TILE)
-            if rows % TILE:
-                self._tile(matrix, x, out, "if True:", str(whole), rows % TILE)
-        return ""
+    def product(self, node: Node) -> None:
+        matrix, vector = node.args
+        x, out = self.vector(vector), self.room(matrix.shape[0])
+        self.products[node] = out
+        rows = matrix.shape[0]
+        whole = rows - rows % TILE
+        if whole:
+            self._tile(matrix, x, out, f"for i in range(0, {whole}, {TILE}):", "i", TILE)
+        if rows % TILE:
+            self._tile(matrix, x, out, "if True:", str(whole), rows % TILE)
 
     def _tile(self, matrix: object, x: int, out: int, head: str, i: str, count: int) -> None:
         """Some rows of a product: each loaded vector serves all of them."""
@@ -230,7 +227,6 @@ def _reverse(body: _Body, graph: Graph, outputs: Sequence[Node], sums: GradientS
             sums.entries(k, first, stride, len(group), body.vector(group))
     body.vector([bars.scalars.get(graph.leaf("y", i), zero) for i in range(len(outputs))], "bo")
     t_bar = bars.scalars.get(graph.leaf("t"), zero)
-    body.layers([t_bar])
     body.add([t_bar])
     head = "def field_vjp(t: Lanes, w: Floats, yo: int, co: int, bo: int, ws: int, p: Floats, o: Ints) -> Lanes:"
     return [body.function(head, f"return Lanes({body.names[t_bar]})"), sums.source()]

@@ -29,7 +29,8 @@ class LaneKernel(CpuKernel):
     """The compiled solve of a network by an explicit method.
 
     A row goes through the same arithmetic in whatever lane and company, so that it gives the same bits alone. There is
-    one machine code for each choice of parameters that rows share.
+    one machine code for each choice of parameters that rows share. A ``wide`` network has no kernel for tangents, which
+    is one of single rows and would be as long as the network.
     """
 
     lanes: int = field(default_factory=lane_count)

@@ -180,7 +180,7 @@ class FusedSolve(RowFunction):
         return FusedVJP(self)
 
     def make_jvp(self) -> RowFunction:
-        return FusedJVP(self)
+        return jvp_of(self.replayed()) if self.kernel.wide else FusedJVP(self)
 
 
 class FusedVJP(RowFunction):

@@ -38,10 +38,17 @@ class Program:
 
     def each(self, nodes: Sequence[Node]) -> list[int]:
         """Nodes by themselves."""
-        for node in reachable(nodes):
+        self.products(nodes)
+        for node in reachable(nodes, self.nodes):
             if node not in self.nodes:
                 self.nodes[node] = self._node(node)
         return [self.nodes[node] for node in nodes]
+
+    def products(self, nodes: Sequence[Node]) -> None:
+        """Matrix products that the nodes depend on, in order."""
+        for node in reachable(nodes, self.nodes):
+            if node.op == "matvec" and node not in self.nodes:
+                self.nodes[node] = self._product(node)
 
     def _node(self, node: Node) -> int:
         if node.op == "const":
@@ -52,8 +59,6 @@ class Program:
             return self.put(lambda values, t, y, leaves: y[:, node.args[0]])
         if node.op == "leaf":
             return self.put(lambda values, t, y, leaves: leaves[node.args[0]][..., node.args[1]])
-        if node.op == "matvec":
-            return self._product(node)
         if node.op == "elem":
             product, i = self.nodes[node.args[0]], node.args[1]
             return self.put(lambda values, t, y, leaves: values[product][:, i])
@@ -93,9 +98,7 @@ class Program:
     def row(self, nodes: tuple[Node, ...]) -> int:
         """Nodes side by side."""
         if nodes not in self.rows:
-            for node in reachable(nodes):
-                if node.op == "matvec" and node not in self.nodes:
-                    self.nodes[node] = self._node(node)
+            self.products(nodes)
             self.rows[nodes] = self._row(nodes)
         return self.rows[nodes]
 

@@ -113,6 +113,12 @@ class Trace:
         """Whether the field is a network of layers; with events on the way, rows go one by one all the same."""
         return not self.eventful and fits_lanes(self.nodes)
 
+    @cached_property
+    def entries(self) -> int:
+        """Entries of the matrices of all products that stay loops."""
+        shapes = [n.args[0].shape for n in self.nodes if n.op == "matvec"]
+        return sum(rows * columns for rows, columns in shapes)
+
     @property
     def size(self) -> int:
         """Scalar statements of the field."""

@@ -8,7 +8,8 @@ __all__ = ["FIRST_STEP", "first_step"]
 
 
 def first_step(method: Method, at: WorkLayout, d: int, k: int) -> str:
-    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169; emitted as a call of a helper."""
+    """Starting step: Hairer, Norsett and Wanner, section II.4, page 169, in a unit of time that the state or the span
+    gives; emitted as a call of a helper."""
     if not method.errors:
         return ""
     return (
@@ -30,8 +31,9 @@ def first_step(t: float, span: float, sign: float, rtol: float, atol: float, pow
         d1 += (w[k + i] / scale) ** 2
     d0 = math.sqrt(d0 / d)
     d1 = math.sqrt(d1 / d)
-    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    h0 = min(h0, span)
+    still = d0 < 1e-5 or d1 * span < 1e-5
+    unit = span if still else d0 / d1
+    h0 = min((1e-6 if still else 0.01) * unit, span)
     for i in range(d):
         w[y1 + i] = w[y + i] + sign * h0 * w[k + i]
     field(t + sign * h0, w, y1, k1, ws, p, o)
@@ -40,7 +42,8 @@ def first_step(t: float, span: float, sign: float, rtol: float, atol: float, pow
         scale = atol + rtol * abs(w[y + i])
         d2 += ((w[k1 + i] - w[k + i]) / scale) ** 2
     d2 = math.sqrt(d2 / d) / h0
-    h1 = max(1e-6, 1e-3 * h0) if d1 <= 1e-15 and d2 <= 1e-15 else (0.01 / max(d1, d2)) ** power
+    change = unit * max(d1, unit * d2)
+    h1 = h0 if change <= 1e-15 else unit * (0.01 / change) ** power
     h = min(100.0 * h0, h1, span)
     return h if 0.0 < h < np.inf and d2 < np.inf else 1e-6 * span
 """

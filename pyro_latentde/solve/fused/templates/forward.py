@@ -178,6 +178,7 @@ def _next_step(method: Method, at: WorkLayout, d: int) -> str:
                 last = {"accepted - (0 if mode == 2 else base)" if at.events else "accepted"} == planned - 1
             if mode == 0:
                 t_new = t_end if last else t + h
+                h = t_new - t  # what t moves by, also where t is late and h small
             elif mode == 1:
                 t_new = t_end if last else {start} + ({taken} + 1) * h
             else:

@@ -61,6 +61,7 @@ def _size(at: LaneLayout) -> str:
     if {at.count("last")} == 0 and abs({h}) < max(16.0 * 2.220446049250313e-16 * abs(t1), 1e-300):
         {at.count("code")} = 3 if {at.count("unfinished")} == 1 else 2
     {at.lane(at.t_new)} = t_end if {at.count("last")} == 1 else t1 + {h}
+    {h} = {at.lane(at.t_new)} - t1
 else:
     {at.count("last")} = 1 if {at.count("accepted")} == {at.count("planned")} - 1 else 0
     if mode == 1:
@@ -90,8 +91,8 @@ report[2 * R + r] = {at.count("rejected")}
 report[3 * R + r] = {at.count("evals")}
 report[4 * R + r] = token + r if keep else 0
 if {at.count("accepted")} == 0 and ({at.count("code")} != 0 or not keep):
-    spans[2 * r] = 0
-    spans[2 * r + 1] = 0
+    spans[2 * r] = (r - lo) * most  # no records, but the next row's lie behind
+    spans[2 * r + 1] = spans[2 * r]
 {at.count("row")} = -1"""
 
 

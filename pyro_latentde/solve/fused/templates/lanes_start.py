@@ -111,8 +111,9 @@ def _first_step(at: LaneLayout, k: int) -> str:
         d1 = d1 + (w[{at.temp} + i, :] / scale) ** 2
     d0 = math.sqrt(d0 / {d})
     d1 = math.sqrt(d1 / {d})
-    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    h0 = min(h0, whole)
+    still = d0 < 1e-5 or d1 * whole < 1e-5
+    unit = whole if still else d0 / d1
+    h0 = min(1e-6 * unit if still else 0.01 * unit, whole)
     for i in range({d}):
         w[{at.ys} + i, :] = w[{at.y} + i, :] + way * h0 * w[{at.temp} + i, :]
     field(t + way * h0, w, {at.ys}, {at.ys + d}, {at.free}, p, o)
@@ -121,8 +122,8 @@ def _first_step(at: LaneLayout, k: int) -> str:
         scale = atol + rtol * abs(w[{at.y} + i, :])
         d2 = d2 + ((w[{at.ys + d} + i, :] - w[{at.temp} + i, :]) / scale) ** 2
     d2 = math.sqrt(d2 / {d}) / h0
-    low = max(Lanes(1e-6), 1e-3 * h0)
-    h1 = low if d1 <= 1e-15 and d2 <= 1e-15 else math.exp({1.0 / k!r} * math.log(0.01 / max(d1, d2)))
+    change = unit * max(d1, unit * d2)
+    h1 = h0 if change <= 1e-15 else unit * math.exp({1.0 / k!r} * math.log(0.01 / change))
     first = min(100.0 * h0, h1, whole)
     first = first if 0.0 < first < np.inf and d2 < np.inf else 1e-6 * whole
     w[{at.h}, :] = way * first if fresh else w[{at.h}, :]
