@@ -140,10 +140,6 @@ def odesolve(
     ys = ys if state.logs is None else state.logs.to_user(ys)
     ys, report, *found = _in_batch(batch, ys, report, *found)
 
-    def steps() -> Tensor:
-        found = _accepted(problems, engine_name, settings)
-        return found.reshape(*batch, *found.shape[1:])
-
     return Solution(
         ys=state.unflatten(ys),
         times=first.times,
@@ -157,7 +153,7 @@ def odesolve(
         events=FoundEvents(found[0], found[2], state.unflatten(found[1])) if found else None,
         _report=report,
         _again=lambda t: _at(t, f, y0, params, first, settings, engine_name, event_dims, given, positive),
-        _steps=steps,
+        _steps=lambda: _in_batch(batch, _accepted(problems, engine_name, settings))[0],
         _start=first.tensors[2].detach(),
         _decay=lambda row: fastest_decay(first, solved.detach(), row),
     )

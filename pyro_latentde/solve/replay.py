@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Given steps, taken again in differentiable operations: the discrete adjoint of the torch engine.
 
-The step sizes are constants of the derivative; the grid t_n = t0 + sum_(m<n) h_m moves with t0, and an output
-at time t_j in step n is the interpolant at θ = (t_j - t_n) / h_n, differentiated through θ. Steps after a stop move
-with the stop in place of t0, and the state at a stop is an output of the step that ends there.
+Step sizes are constants here; the grid t_n = t0 + sum_(m<n) h_m moves with t0, and an output at time t_j in
+step n is the interpolant at θ = (t_j - t_n) / h_n, differentiated through θ. Steps after a stop move with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -351,9 +350,8 @@ def replay_within(
         return follow(field, first, grid, start, plan, method, None, moments, Part(*span, y, slope))
 
     tensors = (y0, times, t0, *leaves)
-    parts = None
-    if torch.is_grad_enabled() and longest:
-        parts = parts_needed(run, longest, y0, tensors, budget, method.stages)
+    needed = torch.is_grad_enabled() and longest > 0
+    parts = parts_needed(run, longest, y0, tensors, budget, method.stages) if needed else None
     if parts is None:
         return follow(f, y0, times, t0, plan, method, None, stops)
     return _in_order([in_parts(run, parts, longest, y0, tensors)], plan, y0)
@@ -375,8 +373,7 @@ def replay_rows(
     NaN with zero gradient.
 
     Args:
-        f: ``f(t (R,), y (R, D)) -> (R, D)``; with an optional third argument ``rows`` (indices, or None for
-            all) it is evaluated only on rows that still move.
+        f: ``f(t (R,), y (R, D)) -> (R, D)``; with a third argument ``rows`` it is evaluated on moving rows only.
         y0: Initial states, ``(R, D)``.
         times: Output times, sorted per row in its direction of integration, ``(R, T)``.
         t0: Start times, ``(R,)``.

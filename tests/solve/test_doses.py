@@ -98,8 +98,8 @@ def test_outputs_at_a_dose():
     before, after = (solve(times=times, at_dose=side).ys[:, 0] for side in ("before", "after"))
     torch.testing.assert_close(after - before, GIVEN[1], rtol=1e-12, atol=1e-12)
     solution = solve(at_dose="before")
-    torch.testing.assert_close(solution.at(tensor(8.0))[0], before[1:2], rtol=1e-8, atol=0)
-    torch.testing.assert_close(solve().at(tensor(8.0))[0], after[1:2], rtol=1e-8, atol=0)
+    torch.testing.assert_close(solution.at(tensor(8.0))[:, 0], before[1:2], rtol=1e-8, atol=0)
+    torch.testing.assert_close(solve().at(tensor(8.0))[:, 0], after[1:2], rtol=1e-8, atol=0)
     plain = solve(times=times, engine="torch").ys[:, 0]
     torch.testing.assert_close(plain, after, rtol=1e-9, atol=1e-9)
 
