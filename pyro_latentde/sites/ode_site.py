@@ -127,7 +127,7 @@ def solve_at_site(
     keywords = {**site_settings(name, settings), "event_dims": event_dims, "on_failure": failed, **(given or {})}
     with held_weights(f) as field:
         solution = odesolve(field, y0, times, params, t0=t0, **keywords)
-        shown(name, solution, (field, y0, times, params, t0, event_dims, None, keywords.get("events") or ()))
+        shown(name, solution, (field, y0, times, params, t0, event_dims))
         extra = requested_times(name)
         if extra is not None:
             start = solution.times[..., 0] if t0 is None else t0

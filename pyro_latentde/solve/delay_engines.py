@@ -43,7 +43,8 @@ def _why_not_fused(posed: DelayProblem, method: Method) -> str | None:
         return found
     from pyro_latentde.solve.fused.kernel_choice import too_large
 
-    return too_large(found, method, True)  # kernels of delay equations take one row at a time, as those of a device
+    dtype = posed.problem.tensors[0].dtype
+    return too_large(found, method, dtype, True)  # these kernels take one row at a time, as those of a device
 
 
 def delay_function(posed: DelayProblem, engine: str, settings: SolveSettings, keep: bool) -> RowFunction:
