@@ -132,11 +132,11 @@ def test_solutions_die_at_once(engine):
 
 
 def test_steps_of_mapped_solves_are_bounded():
-    stored = []
+    before, stored = len(step_store._store), []  # what tests before this one left, whose gradient nobody took
     for _ in range(30):
         mapped()
         stored.append(len(step_store._store))
-    assert max(stored) <= step_store._ALWAYS + 2
+    assert max(stored) <= before + step_store._ALWAYS + 2
     for _ in range(300):
         torch.func.vmap(lambda p, y0: again(y0, p).ys)(RATES, STARTS)  # whose gradient nobody takes
     assert len(step_store._store) <= step_store._FREE + 1
