@@ -23,6 +23,7 @@ NOTEBOOKS = (
     "06_boarding_school.ipynb",
     "07_identifiability.ipynb",
     "08_trust.ipynb",
+    "09_choosing_a_method.ipynb",
 )
 LARGEST = 1_500_000  # bytes
 PRIVATE = (f"{Path.home()}/", f"{FOLDER.parent}/", f"{tempfile.gettempdir()}/", "site-packages", "Traceback")
