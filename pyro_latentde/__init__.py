@@ -13,13 +13,13 @@ from pyro_latentde.sites.population_site import population
 from pyro_latentde.sites.series_plate import series_plate
 from pyro_latentde.sites.settings import solver
 from pyro_latentde.sites.steady_state_site import steady_state
-from pyro_latentde.solve.delays import ddesolve
-from pyro_latentde.solve.dose import Dose
-from pyro_latentde.solve.events import Event
-from pyro_latentde.solve.inputs import Input
+from pyro_latentde.solve.delays.integrate import ddesolve
+from pyro_latentde.solve.events.event import Event
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution, Status
-from pyro_latentde.solve.steady_solve import SteadyState, steady_state_solve
+from pyro_latentde.solve.steady.solve import SteadyState, steady_state_solve
+from pyro_latentde.solve.stops.dose import Dose
+from pyro_latentde.solve.stops.inputs import Input
 
 __all__ = [
     "Dose",

@@ -67,7 +67,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def area(module: str) -> str:
-    """First folder or file below the package: "pyro_latentde.solve.methods" -> "solve"."""
+    """First folder or file below the package: "pyro_latentde.solve.methods.catalog" -> "solve"."""
     return module.removeprefix("pyro_latentde").removeprefix(".").split(".")[0]
 
 

@@ -36,7 +36,7 @@ from pyro_latentde.models.systems.experiment import plan_experiment
 from pyro_latentde.models.systems.simulation import Simulation, draw_simulation, fill_parameters
 from pyro_latentde.sites.dde_site import dde
 from pyro_latentde.sites.observe_site import observe
-from pyro_latentde.solve.delays import ddesolve
+from pyro_latentde.solve.delays.integrate import ddesolve
 
 __all__ = ["PARAMETERS", "STATES", "model", "simulate", "vector_field"]
 

@@ -22,7 +22,7 @@ from pyro_latentde.posterior import Posterior
 from pyro_latentde.posterior.model_sites import Site
 from pyro_latentde.posterior.runner import run_draws
 from pyro_latentde.sites.settings import solver
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods.catalog import get_method
 from pyro_latentde.solve.settings import TOLERANCES
 
 __all__ = ["SolverReport", "solver_check"]

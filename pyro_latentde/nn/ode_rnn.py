@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from pyro_latentde.errors import SolveError
 from pyro_latentde.nn._series import SeriesEncoder, read
 from pyro_latentde.nn.mlp import MLP
-from pyro_latentde.solve.methods import get_method
-from pyro_latentde.solve.runge_kutta import main_stages
+from pyro_latentde.solve.methods.catalog import get_method
+from pyro_latentde.solve.torch_engine.runge_kutta import main_stages
 
 __all__ = ["GatedUnit", "ODERNNEncoder"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_latentde.sites.field_weights import held_together, no_draws
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
-from pyro_latentde.solve.delays import ddesolve
+from pyro_latentde.solve.delays.integrate import ddesolve
 from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.vector_field import BoundField
 

@@ -21,9 +21,9 @@ from pyro_latentde.errors import DataError, ShapeError
 from pyro_latentde.sites.field_weights import held_together, no_draws
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
-from pyro_latentde.solve.along import field_along
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
+from pyro_latentde.solve.torch_engine.along import field_along
 from pyro_latentde.solve.vector_field import BoundField
 
 __all__ = ["events"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_latentde.errors import LatentDEError, ShapeError
 from pyro_latentde.sites.plate_sizes import check_plate_sizes
 from pyro_latentde.solve.solution import Solution
-from pyro_latentde.solve.steady_solve import SteadyState
+from pyro_latentde.solve.steady.solve import SteadyState
 from pyro_latentde.solve.structure import StateShape
 
 __all__ = ["named_errors", "record_steady_state", "record_trajectory", "solve_record"]

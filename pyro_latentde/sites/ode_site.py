@@ -14,10 +14,10 @@ from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
 from pyro_latentde.sites.solve_probe import shown
 from pyro_latentde.solve.choices import not_among
-from pyro_latentde.solve.dose import Dose
-from pyro_latentde.solve.events import Event, as_events
+from pyro_latentde.solve.events.event import Event, as_events
 from pyro_latentde.solve.integrate import odesolve
 from pyro_latentde.solve.solution import Solution
+from pyro_latentde.solve.stops.dose import Dose
 
 __all__ = ["ode", "solve_at_site"]
 
@@ -70,8 +70,8 @@ def ode(
     Returns:
         The states, ``(*batch, T, D)``, or the structure of ``y0`` with ``(*batch, T, *event)``. If the site is
         conditioned on, the given value. With ``events`` a pair: the states, and
-        :class:`~pyro_latentde.solve.events.FoundEvents`, whose times and states have gradients, for a likelihood of
-        spike or hitting times.
+        :class:`~pyro_latentde.solve.events.event.FoundEvents`, whose times and states have gradients, for a
+        likelihood of spike or hitting times.
 
     Raises:
         SolveError: If rows fail and no Pyro handler is active, or for settings that cannot be met.

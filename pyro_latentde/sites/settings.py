@@ -17,7 +17,7 @@ from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.engines import ENGINES
 from pyro_latentde.solve.memory import budget_bytes
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods.catalog import get_method
 from pyro_latentde.solve.settings import GRADIENTS
 
 __all__ = ["extra_times", "requested_times", "site_settings", "solver"]

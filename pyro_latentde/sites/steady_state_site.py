@@ -11,8 +11,8 @@ from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.ode_record import named_errors, record_steady_state
 from pyro_latentde.sites.settings import site_settings
 from pyro_latentde.solve.choices import not_among
-from pyro_latentde.solve.methods import get_method
-from pyro_latentde.solve.steady_solve import STEADY_ENGINES, steady_state_solve
+from pyro_latentde.solve.methods.catalog import get_method
+from pyro_latentde.solve.steady.solve import STEADY_ENGINES, steady_state_solve
 
 __all__ = ["steady_state"]
 

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from pyro_latentde.errors import GradientPathError, SolveError
 from pyro_latentde.solve.choices import not_among
-from pyro_latentde.solve.event_calls import call_condition, call_reset, event_values
-from pyro_latentde.solve.event_rows import MakeEvents, row_events
-from pyro_latentde.solve.event_watch import capacity
-from pyro_latentde.solve.events import Event
+from pyro_latentde.solve.events.calls import call_condition, call_reset, event_values
+from pyro_latentde.solve.events.event import Event
+from pyro_latentde.solve.events.rows import MakeEvents, row_events
+from pyro_latentde.solve.events.watch import capacity
 from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods.catalog import get_method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.settings import SolveSettings
-from pyro_latentde.solve.torch_solve import BatchedField, TorchSolve
+from pyro_latentde.solve.torch_engine.solve import BatchedField, TorchSolve
 from pyro_latentde.solve.vector_field import row_of
 
 __all__ = [
@@ -129,7 +129,7 @@ def _no_kernel_for(y0: Tensor) -> str | None:
 
 
 def _no_kernel_on_device(y0: Tensor) -> str | None:
-    from pyro_latentde.solve.fused.cuda_device import obstacle
+    from pyro_latentde.solve.fused.cuda.device import obstacle
 
     missing = obstacle()
     if missing is not None:
@@ -205,8 +205,8 @@ def _new_fused_function(problem: Problem, settings: SolveSettings, keep: bool) -
 
 
 def _on_device(problem: Problem, name: str) -> Callable[..., RowFunction]:
-    from pyro_latentde.solve.fused.cuda import CudaKernel
-    from pyro_latentde.solve.fused.cuda_operator import CudaSolve
+    from pyro_latentde.solve.fused.cuda.kernel import CudaKernel
+    from pyro_latentde.solve.fused.cuda.operator import CudaSolve
 
     kernels, dtype = problem.info.kernels, problem.tensors[0].dtype
     key = (name, problem.stops, dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods.catalog import get_method
 
 if TYPE_CHECKING:
     from pyro_latentde.solve.solution import Solution

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_latentde.solve.inputs import Input
+from pyro_latentde.solve.stops.inputs import Input
 
 __all__ = ["Walk", "walk_field"]
 

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve.discontinuities import Discontinuities
-from pyro_latentde.solve.dose import Dose
 from pyro_latentde.solve.engines import batched_field, choose_engine, fused_function, torch_function
-from pyro_latentde.solve.events import Event, FoundEvents, as_events
+from pyro_latentde.solve.events.event import Event, FoundEvents, as_events
 from pyro_latentde.solve.failure import failure_message
 from pyro_latentde.solve.lift import peek
 from pyro_latentde.solve.log_states import read_positive
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods.catalog import get_method
 from pyro_latentde.solve.problem import Problem, pose
 from pyro_latentde.solve.row_function import RowFunction, apply
 from pyro_latentde.solve.row_solution import report_of
@@ -24,6 +22,8 @@ from pyro_latentde.solve.separable import require_separable
 from pyro_latentde.solve.settings import SolveSettings
 from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.stiffness import fastest_decay
+from pyro_latentde.solve.stops.discontinuities import Discontinuities
+from pyro_latentde.solve.stops.dose import Dose
 from pyro_latentde.solve.vector_field import BoundField
 
 __all__ = ["odesolve"]

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from pyro_latentde.errors import DataError, ShapeError
-from pyro_latentde.solve.discontinuities import Discontinuities, stops_of
-from pyro_latentde.solve.event_calls import what_defines
-from pyro_latentde.solve.events import Event
+from pyro_latentde.solve.events.calls import what_defines
+from pyro_latentde.solve.events.event import Event
 from pyro_latentde.solve.exchanged import exchange_hint
 from pyro_latentde.solve.field_key import walk_field
-from pyro_latentde.solve.inputs import inputs_of
 from pyro_latentde.solve.lift import is_wrapped, no_transform, peek
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.stops.discontinuities import Discontinuities, stops_of
+from pyro_latentde.solve.stops.inputs import inputs_of
+from pyro_latentde.solve.stops.schedule import Stops
 from pyro_latentde.solve.structure import Parameters, StateShape
 from pyro_latentde.solve.vector_field import BoundField, FieldInfo, examine, reading
 

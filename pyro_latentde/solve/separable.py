@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError, SolveError
 from pyro_latentde.solve.lift import Lift, in_fresh_thread
-from pyro_latentde.solve.methods import SYMPLECTIC
+from pyro_latentde.solve.methods.catalog import SYMPLECTIC
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.vector_field import row_of
 

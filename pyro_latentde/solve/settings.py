@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_latentde.errors import ShapeError, SolveError
 from pyro_latentde.solve.choices import not_among
 from pyro_latentde.solve.memory import budget_bytes
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods.catalog import get_method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.solution import Solution
 

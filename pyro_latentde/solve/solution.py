@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.events import FoundEvents
+from pyro_latentde.solve.events.event import FoundEvents
 from pyro_latentde.solve.explain import explain
-from pyro_latentde.solve.methods import get_method
+from pyro_latentde.solve.methods.catalog import get_method
 
 __all__ = ["Solution", "Status"]
 
@@ -70,7 +70,8 @@ class Solution:
         engine: ``"fused"``, ``"torch"`` or ``"torchdiffeq"``.
         reason: Why this engine.
         shape_of_state: How one row's state is laid out as a vector.
-        events: What happened on the way, :class:`~pyro_latentde.solve.events.FoundEvents`; None without ``events=``.
+        events: What happened on the way, :class:`~pyro_latentde.solve.events.event.FoundEvents`; None without
+            ``events=``.
 
     Example:
         >>> import torch, pyro_latentde as lde

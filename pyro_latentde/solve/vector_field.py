@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import ShapeError
-from pyro_latentde.solve.event_calls import arguments_of, tried_events
-from pyro_latentde.solve.events import Event
+from pyro_latentde.solve.events.calls import arguments_of, tried_events
+from pyro_latentde.solve.events.event import Event
 from pyro_latentde.solve.field_key import Walk
-from pyro_latentde.solve.inputs import Input
 from pyro_latentde.solve.lift import Lift, in_fresh_thread, is_wrapped, stand_in
 from pyro_latentde.solve.misfit import ambiguity, check_result, misfit
+from pyro_latentde.solve.stops.inputs import Input
 from pyro_latentde.solve.structure import Parameters, StateShape
 
 __all__ = [

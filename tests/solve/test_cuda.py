@@ -13,9 +13,11 @@ from stiff_problems import ROBER
 import pyro_latentde as lde
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve import engines
-from pyro_latentde.solve.fused import cuda, cuda_device, cuda_source
-from pyro_latentde.solve.fused.cuda_device import simulated
-from pyro_latentde.solve.methods import SYMPLECTIC
+from pyro_latentde.solve.fused.cuda.device import simulated
+from pyro_latentde.solve.fused.cuda.kernel import device as cuda_device
+from pyro_latentde.solve.fused.cuda.kernel import kernel as cuda
+from pyro_latentde.solve.fused.cuda.kernel import source as cuda_source
+from pyro_latentde.solve.methods.catalog import SYMPLECTIC
 from pyro_latentde.solve.solution import Status
 
 TIMES = torch.linspace(0, 1, 4, dtype=DOUBLE)

@@ -8,7 +8,7 @@ from ode_fields import DOUBLE, ENGINES, RATES, STARTS, prey_predator, scipy_solu
 
 import pyro_latentde as lde
 from pyro_latentde.errors import DataError, SolveError
-from pyro_latentde.solve.methods import METHODS
+from pyro_latentde.solve.methods.catalog import METHODS
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
 FIXED = [name for name, method in METHODS.items() if method.stiff is None]

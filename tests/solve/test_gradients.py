@@ -8,7 +8,7 @@ from torch import nn
 from torchdiffeq import odeint
 
 import pyro_latentde as lde
-from pyro_latentde.solve.methods import METHODS
+from pyro_latentde.solve.methods.catalog import METHODS
 
 TIMES = tensor(0.33, 0.71, 1.2, 1.5)
 LONGER = tensor(0.0, 1.0, 1.8)  # steps to replay reach beyond TIMES, which central differences move

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
-from pyro_latentde.solve.fused.lane_math import lane_math
+from pyro_latentde.solve.fused.lanes.math import lane_math
 
 LANES = 4
 EDGES = (0.0, -0.0, 5e-324, -1e-310, 1e-300, 0.84375, 1.25, -6.0, 20.0, 709.78, -745.1, -746.0, 1e300)

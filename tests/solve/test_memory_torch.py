@@ -9,8 +9,9 @@ from ode_fields import DOUBLE, RATES, STARTS, prey_predator
 
 import pyro_latentde as lde
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve import memory, replay, replay_parts
-from pyro_latentde.solve.replay_parts import Parts
+from pyro_latentde.solve import memory
+from pyro_latentde.solve.torch_engine import replay, replay_parts
+from pyro_latentde.solve.torch_engine.replay_parts import Parts
 
 TIMES = torch.linspace(0, 3, 7, dtype=DOUBLE)
 WEIGHTS = torch.linspace(-1, 1, 3 * 7 * 2, dtype=DOUBLE).reshape(3, 7, 2)

@@ -10,7 +10,7 @@ import pytest
 from scipy.integrate._ivp import dop853_coefficients, rk
 
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve.methods import METHODS, Method, get_method
+from pyro_latentde.solve.methods.catalog import METHODS, Method, get_method
 
 INTERPOLANT_ORDER = {
     "tsit5": 4,

@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from pyro_latentde.solve.methods import METHODS
-from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.methods.catalog import METHODS
+from pyro_latentde.solve.torch_engine.stepper import replay_rows, solve_rows
 
 DOUBLE = torch.float64
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]

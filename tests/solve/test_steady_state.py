@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 import pyro_latentde as lde
 from pyro_latentde.errors import DataError, ShapeError, SolveError
-from pyro_latentde.solve.conservation import conserved_directions
-from pyro_latentde.solve.newton import is_regular
+from pyro_latentde.solve.steady.conservation import conserved_directions
+from pyro_latentde.solve.steady.newton import is_regular
 
 GUESS = tensor(1.0, 1.0)
 RATES = tensor([1.0, 0.5, 0.3], [2.0, 0.7, 0.1], [0.5, 1.5, 0.9])

@@ -9,8 +9,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve.methods import METHODS
-from pyro_latentde.solve.stepper import replay_rows, solve_rows
+from pyro_latentde.solve.methods.catalog import METHODS
+from pyro_latentde.solve.torch_engine.stepper import replay_rows, solve_rows
 
 DOUBLE = torch.float64
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]

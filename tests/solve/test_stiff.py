@@ -8,7 +8,7 @@ from stiff_problems import PROBLEMS, ROBER, VAN_DER_POL
 
 from pyro_latentde import odesolve
 from pyro_latentde.errors import SolveError
-from pyro_latentde.solve.methods import METHODS, get_method
+from pyro_latentde.solve.methods.catalog import METHODS, get_method
 from pyro_latentde.solve.solution import Status
 
 IMPLICIT = ("kvaerno5", "kvaerno3", "trbdf2")

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_latentde as lde
 from pyro_latentde.errors import ShapeError, SolveError
-from pyro_latentde.solve.methods import METHODS, SYMPLECTIC
+from pyro_latentde.solve.methods.catalog import METHODS, SYMPLECTIC
 
 TIMES = tensor(0.0, 0.5, 1.23, 2.0)
 START = tensor([0.8, -0.3, 0.2, 0.5], [0.1, 0.6, -0.4, 0.0], [1.1, 0.2, 0.3, -0.7])

@@ -8,7 +8,7 @@ import torch
 
 from pyro_latentde.errors import GradientPathError, SolveError
 from pyro_latentde.solve.adapters.torchdiffeq import solve_torchdiffeq
-from pyro_latentde.solve.methods import METHODS
+from pyro_latentde.solve.methods.catalog import METHODS
 
 DOUBLE = torch.float64
 T0 = (0.0, 1.0, 2.0)

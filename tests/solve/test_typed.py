@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pyro_latentde.solve.fused.cuda_source import _HELPERS
+from pyro_latentde.solve.fused.cuda.source import _HELPERS
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.typed import PRECISION, typed_functions
 

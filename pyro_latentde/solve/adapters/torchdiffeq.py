@@ -21,7 +21,7 @@ from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
 from pyro_latentde.errors import GradientPathError, SolveError
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, OK, UNDERFLOW, RowSolution
 
 __all__ = ["solve_torchdiffeq"]

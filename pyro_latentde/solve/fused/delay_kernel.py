@@ -8,22 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.breaking_points import equal_steps
-from pyro_latentde.solve.delay_field import rowwise
-from pyro_latentde.solve.delay_replay import replay_delayed
-from pyro_latentde.solve.delay_solve import require_forward
+from pyro_latentde.solve.delays.breaking_points import equal_steps
+from pyro_latentde.solve.delays.field import rowwise
+from pyro_latentde.solve.delays.replay import replay_delayed
+from pyro_latentde.solve.delays.torch_solve import require_forward
 from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.cpu import _POOL, _SCRATCH, CHUNK, CpuKernel, _all_finite
 from pyro_latentde.solve.fused.emit import delayed_source
 from pyro_latentde.solve.fused.graph_torch import batched_graph
 from pyro_latentde.solve.fused.operator import FusedSolve
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
-from pyro_latentde.solve.fused.templates.delay_adjoint import delay_adjoint_source
-from pyro_latentde.solve.fused.templates.delay_forward import delay_forward_source
-from pyro_latentde.solve.fused.templates.delay_parts import DelayLayout, delay_helpers
-from pyro_latentde.solve.fused.templates.delay_tangent import delay_tangent_source
-from pyro_latentde.solve.torch_rows import TorchRows
-from pyro_latentde.solve.torch_solve import per_row, replay_function
+from pyro_latentde.solve.fused.templates.delays.adjoint import delay_adjoint_source
+from pyro_latentde.solve.fused.templates.delays.forward import delay_forward_source
+from pyro_latentde.solve.fused.templates.delays.parts import DelayLayout, delay_helpers
+from pyro_latentde.solve.fused.templates.delays.tangent import delay_tangent_source
+from pyro_latentde.solve.torch_engine.differentiable_rows import TorchRows
+from pyro_latentde.solve.torch_engine.solve import per_row, replay_function
 
 __all__ = ["DelayKernel", "FusedDelaySolve"]
 

@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyro_latentde.solve.event_rows import MakeEvents, row_events
-from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.events.event import EventTraits
+from pyro_latentde.solve.events.rows import MakeEvents, row_events
 from pyro_latentde.solve.fused.graph import Graph, Node
 from pyro_latentde.solve.fused.graph_torch import batched_graph
 

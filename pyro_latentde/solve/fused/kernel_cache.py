@@ -19,7 +19,8 @@ from pathlib import Path
 import llvmlite
 
 from pyro_latentde.solve.fused import lower as lower_
-from pyro_latentde.solve.fused import lower_lanes, lower_values, machine_code
+from pyro_latentde.solve.fused import lower_values, machine_code
+from pyro_latentde.solve.fused.lanes import lower as lower_lanes
 from pyro_latentde.solve.fused.lower import lower, slots
 from pyro_latentde.solve.fused.machine_code import assemble, enter, target
 

@@ -21,10 +21,10 @@ import torch
 
 from pyro_latentde.solve.fused.cpu import CpuKernel
 from pyro_latentde.solve.fused.event_graph import KernelEvents
-from pyro_latentde.solve.fused.lane_kernel import LaneKernel
+from pyro_latentde.solve.fused.lanes.kernel import LaneKernel
 from pyro_latentde.solve.fused.trace import Trace
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import Stops
 
 __all__ = ["LARGEST", "WIDEST", "is_wide", "new_kernel", "too_large", "why_fused"]
 

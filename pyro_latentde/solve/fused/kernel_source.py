@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyro_latentde.solve.event_watch import capacity
-from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.events.event import EventTraits
+from pyro_latentde.solve.events.watch import capacity
 from pyro_latentde.solve.fused import templates
 from pyro_latentde.solve.fused.emit import field_source
 from pyro_latentde.solve.fused.event_graph import KernelEvents
 from pyro_latentde.solve.fused.graph import Graph, Node
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import Stops
 
 __all__ = ["Kernel"]
 
@@ -28,7 +28,7 @@ _TEMPLATES: dict[str, Callable[..., str]] = {
 class Kernel:
     """A field by its ``graph`` and the nodes of dy_i/dt, the number of its parameters, a method, and where steps end.
 
-    What a device adds to it are ``forward``, ``adjoint`` and ``tangent``: ``cpu.py`` and ``cuda.py``.
+    What a device adds to it are ``forward``, ``adjoint`` and ``tangent``: ``cpu.py`` and ``cuda/kernel.py``.
     """
 
     graph: Graph

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from pyro_latentde.solve.fused.lower_lanes import LANE_FLAGS
+from pyro_latentde.solve.fused.lanes.lower import LANE_FLAGS
 from pyro_latentde.solve.fused.lower_values import BOOL, FAST, FLOAT, INT, TYPES, Values
 
 __all__ = ["lower", "slots", "variable_types"]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from llvmlite import ir
 
-from pyro_latentde.solve.fused.lower_lanes import BOOL, FLOAT, INT, LANE_CALLS, Lanes, is_mask
+from pyro_latentde.solve.fused.lanes.lower import BOOL, FLOAT, INT, LANE_CALLS, Lanes, is_mask
 
 __all__ = ["BOOL", "FAST", "FLOAT", "INT", "TYPES", "Functions", "Values"]
 

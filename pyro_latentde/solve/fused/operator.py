@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.event_watch import capacity
+from pyro_latentde.solve.events.watch import capacity
 from pyro_latentde.solve.fused.cpu import CpuKernel
 from pyro_latentde.solve.fused.event_graph import graph_events
 from pyro_latentde.solve.fused.graph_torch import batched_graph
@@ -22,8 +22,8 @@ from pyro_latentde.solve.lift import is_wrapped
 from pyro_latentde.solve.row_function import RowFunction
 from pyro_latentde.solve.solution import Status
 from pyro_latentde.solve.step_store import Tie, find_steps, keep_steps, new_token, tie_to
-from pyro_latentde.solve.torch_rows import TorchRows, jvp_of, vjp_of
-from pyro_latentde.solve.torch_solve import replay_function, require_sorted, solve_outputs
+from pyro_latentde.solve.torch_engine.differentiable_rows import TorchRows, jvp_of, vjp_of
+from pyro_latentde.solve.torch_engine.solve import replay_function, require_sorted, solve_outputs
 
 __all__ = ["FusedJVP", "FusedSolve", "FusedVJP", "Settings", "warn_of_gradients"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.solve.fused.graph import Matrix, Node, reachable
-from pyro_latentde.solve.fused.layers import Member, Run, Same, family
+from pyro_latentde.solve.fused.lanes.layers import Member, Run, Same, family
 from pyro_latentde.solve.fused.torch_ops import apply_op, constant
 
 __all__ = ["Program"]

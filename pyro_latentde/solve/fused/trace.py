@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pyro_latentde.solve.fused.graph import Graph, Node, reachable
-from pyro_latentde.solve.fused.lane_emit import fits_lanes
+from pyro_latentde.solve.fused.lanes.emit import fits_lanes
 from pyro_latentde.solve.fused.mirrors import MIRRORS, Sym, constant_sym
 from pyro_latentde.solve.lift import Lift, Untraceable, in_fresh_thread, is_wrapped
 

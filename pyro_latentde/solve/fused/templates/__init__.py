@@ -20,9 +20,9 @@ from pyro_latentde.solve.fused.templates.events import event_functions
 from pyro_latentde.solve.fused.templates.first_step import FIRST_STEP
 from pyro_latentde.solve.fused.templates.forward import forward_source
 from pyro_latentde.solve.fused.templates.insertion_point import INSERTION_POINT
-from pyro_latentde.solve.fused.templates.lanes_adjoint import lanes_adjoint_source
-from pyro_latentde.solve.fused.templates.lanes_forward import lanes_forward_source
-from pyro_latentde.solve.fused.templates.lanes_parts import LaneLayout
+from pyro_latentde.solve.fused.templates.lanes.adjoint import lanes_adjoint_source
+from pyro_latentde.solve.fused.templates.lanes.forward import lanes_forward_source
+from pyro_latentde.solve.fused.templates.lanes.parts import LaneLayout
 from pyro_latentde.solve.fused.templates.newton import newton_source
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, record_width, work_size
 from pyro_latentde.solve.fused.templates.stops import pass_stop_source

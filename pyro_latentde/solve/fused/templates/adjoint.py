@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.events.event import EventTraits
 from pyro_latentde.solve.fused.templates.event_derivatives import event_reverse, reverse_begin, reverse_slots
 from pyro_latentde.solve.fused.templates.implicit import implicit_reverse
 from pyro_latentde.solve.fused.templates.parts import (
@@ -22,8 +22,8 @@ from pyro_latentde.solve.fused.templates.stops import (
     start_of_reverse,
 )
 from pyro_latentde.solve.fused.templates.symplectic import symplectic_reverse
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import Stops
 
 __all__ = ["adjoint_source"]
 

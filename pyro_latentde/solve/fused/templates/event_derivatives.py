@@ -18,7 +18,7 @@ from pyro_latentde.solve.fused.templates.parts import (
     interpolant,
     stage_rows,
 )
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 
 __all__ = [
     "event_reverse",

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events in the forward kernels: the search for the first of a step, the step that ends there, and what comes after.
 
-``solve/event_rows.py`` and ``solve/event_watch.py`` are the same algorithm in plain torch; read those first.
+``solve/events/rows.py`` and ``solve/events/watch.py`` are the same algorithm in plain torch; read those first.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pyro_latentde.solve.event_rows import LANDINGS, NARROW
-from pyro_latentde.solve.event_watch import NOISE, SAMPLES
-from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.events.event import EventTraits
+from pyro_latentde.solve.events.rows import LANDINGS, NARROW
+from pyro_latentde.solve.events.watch import NOISE, SAMPLES
 from pyro_latentde.solve.fused.templates.implicit import exact_stages
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, for_event, indent, interpolant, stage
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 
 __all__ = ["event_functions", "event_happens", "event_rows_begin", "event_search", "event_slots"]
 

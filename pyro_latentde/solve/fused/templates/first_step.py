@@ -2,7 +2,7 @@
 """Size of the first step."""
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 
 __all__ = ["FIRST_STEP", "first_step"]
 

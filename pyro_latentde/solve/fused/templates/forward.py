@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.events.event import EventTraits
 from pyro_latentde.solve.fused.templates.events import event_happens, event_rows_begin, event_search, event_slots
 from pyro_latentde.solve.fused.templates.first_step import first_step
 from pyro_latentde.solve.fused.templates.implicit import implicit_trial
@@ -20,8 +20,8 @@ from pyro_latentde.solve.fused.templates.recording import by_kind, record_mark, 
 from pyro_latentde.solve.fused.templates.stops import start_at_stops
 from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
 from pyro_latentde.solve.fused.templates.symplectic import hermite_output, speeds_at_ends, symplectic_trial
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import Stops
 
 __all__ = ["forward_source"]
 

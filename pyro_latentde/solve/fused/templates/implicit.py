@@ -14,7 +14,7 @@ References:
 from pyro_latentde.solve.fused.templates.event_derivatives import event_reverse
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, lines
 from pyro_latentde.solve.fused.templates.stops import at_stop_reverse
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 
 __all__ = ["exact_stages", "implicit_reverse", "implicit_tangent_step", "implicit_trial"]
 

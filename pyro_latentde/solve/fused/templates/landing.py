@@ -7,7 +7,7 @@ they ended, so that a stop that moved since is met by the interpolant of the ste
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, indent, interpolant
 from pyro_latentde.solve.fused.templates.stops import zero_step
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 
 __all__ = ["after_last_stop", "end_of_given", "given_steps", "landed", "next_step_to_stop", "wished"]
 

@@ -12,10 +12,10 @@ References:
 
 from collections.abc import Sequence
 
-from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.events.event import EventTraits
 from pyro_latentde.solve.fused.templates.parts import WorkLayout
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import Stops
 
 __all__ = ["newton_source"]
 

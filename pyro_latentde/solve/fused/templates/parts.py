@@ -3,10 +3,10 @@
 
 from collections.abc import Sequence
 
-from pyro_latentde.solve.event_watch import capacity
-from pyro_latentde.solve.events import EventTraits
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.events.event import EventTraits
+from pyro_latentde.solve.events.watch import capacity
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import Stops
 
 __all__ = [
     "WorkLayout",

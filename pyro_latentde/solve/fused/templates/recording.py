@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, indent
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 
 __all__ = ["by_kind", "record_mark", "record_stages", "zero_stages"]
 

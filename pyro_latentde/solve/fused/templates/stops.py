@@ -15,8 +15,8 @@ with it all steps that follow.
 """
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, combine, indent
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import NUDGE
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import NUDGE
 
 __all__ = [
     "at_stop_reverse",

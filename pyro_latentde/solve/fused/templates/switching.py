@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """``method="auto"``: explicit steps until stability bounds them, implicit ones until it would not.
 
-``solve/trial.py`` says how it is told.
+``solve/torch_engine/trial.py`` says how it is told.
 
 References:
     Shampine, Type-insensitive ODE codes based on implicit A-stable formulas, Math. Comp. 36 (1981) 499.
 """
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, combine
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.trial import BOUND, CALM, PATIENCE
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.torch_engine.trial import BOUND, CALM, PATIENCE
 
 __all__ = ["back_to_explicit", "switch"]
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of a symplectic method, forward, in reverse and as a tangent; ``solve/symplectic.py`` is the same in torch.
+"""One step of a symplectic method, forward, in reverse and as a tangent.
+
+``solve/torch_engine/symplectic.py`` is the same in torch.
 
 The field is evaluated by halves: ``field_drift`` is dq/dt, ``field_kick`` dp/dt. Slot 0 of the stages holds the slope
 at the start of the step, slot 1 that at its end; dq/dt there is only needed for outputs inside the step.
 """
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, indent
-from pyro_latentde.solve.methods import Method
+from pyro_latentde.solve.methods.catalog import Method
 
 __all__ = [
     "hermite_output",

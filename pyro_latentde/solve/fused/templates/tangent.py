@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from pyro_latentde.solve.events import EventTraits
+from pyro_latentde.solve.events.event import EventTraits
 from pyro_latentde.solve.fused.templates.event_derivatives import (
     event_tangent,
     event_tangent_end,
@@ -22,8 +22,8 @@ from pyro_latentde.solve.fused.templates.parts import (
 )
 from pyro_latentde.solve.fused.templates.stops import at_stop_tangent, bounds, start_of_tangent
 from pyro_latentde.solve.fused.templates.symplectic import hermite_tangent, symplectic_tangent_step
-from pyro_latentde.solve.methods import Method
-from pyro_latentde.solve.stops import Stops
+from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.schedule import Stops
 
 __all__ = ["tangent_source"]
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events: where a condition on the state changes sign, and what happens there."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine "torch": rows with steps of their own in plain torch, the readable reference of the fused kernels."""
