@@ -90,9 +90,10 @@ class Input:
         """u(t) at a scalar time: ``()``, or ``(C,)`` with channels."""
         times, values = self.times, self.values
         last = self.times.shape[-1] - 1
+        i = torch.searchsorted(times.clone(), t.detach(), right=True) - 1  # torch warns where rows share their knots
         if self.kind == "previous" or last == 0:
-            return values[(torch.searchsorted(times, t.detach(), right=True) - 1).clamp(min=0)]
-        i = (torch.searchsorted(times, t.detach(), right=True) - 1).clamp(0, last - 1)
+            return values[i.clamp(min=0)]
+        i = i.clamp(0, last - 1)
         left, right = times[i], times[i + 1]
         width = right - left
         x = ((t - left) / width).clamp(0.0, 1.0)

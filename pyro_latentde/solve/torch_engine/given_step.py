@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.methods.catalog import Method, get_method
 from pyro_latentde.solve.stops.rows import RowStops
 from pyro_latentde.solve.torch_engine.implicit import replayed_stages
 from pyro_latentde.solve.torch_engine.runge_kutta import dense_stages, interpolate, main_stages
@@ -72,7 +72,20 @@ def stopped(step: GivenStep, stops: RowStops, mark: Tensor, rows: Tensor, exact:
     if not bool(moved.any()):
         return step.y_new
     every = torch.arange(len(rows), device=rows.device)
-    return torch.where(moved[:, None], step.at(moment, every, True), step.y_new)
+    end = torch.where(moved[:, None], step.at(moment, every, True), step.y_new)
+    at_start = moved & (step.h == 0)
+    return torch.where(at_start[:, None], _stretched(step, moment, at_start), end) if bool(at_start.any()) else end
+
+
+def _stretched(step: GivenStep, moment: Tensor, rows: Tensor) -> Tensor:
+    """The end of steps of size 0, to a stop at the start, as the method takes them when the stop or the start moves.
+
+    Their interpolant is a tangent: first derivatives are right, second ones are not. At size 0 the derivatives of any
+    method are those of the solution, up to its order; an explicit one needs no system of equations there.
+    """
+    h = torch.where(rows, moment - step.t, 0.0)
+    method = get_method("tsit5") if step.method.kind == "implicit" else step.method
+    return take_given(step.field, method, step.t, step.y, h, step.k[0], None).y_new
 
 
 def after_stop(
