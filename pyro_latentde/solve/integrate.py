@@ -168,11 +168,6 @@ def _in_batch(batch: torch.Size, *rows: Tensor) -> tuple[Tensor, ...]:
 def _check_events(problems: list[Problem], settings: SolveSettings) -> None:
     if not problems[0].events:
         return
-    if problems[0].stops is not None:
-        raise SolveError(
-            "events together with doses, jumps or inputs with knots are not solved: write the input as a function of t "
-            "in the field, or the events as times of jumps."
-        )
     if problems[0].info.state.logs is not None:
         raise SolveError("events with positive=: write the states as logarithms in the field, condition and reset.")
     if settings.memory_budget is not None:
