@@ -81,7 +81,7 @@ TOP_UP = tensor(0.9, 1.0, 1.4, 1.0, 0.5, 1.9)
     [
         ("torch", {"rtol": 1e-3}),
         ("torch", {"method": "rk4", "step_size": 0.4}),
-        ("torch", {"method": "trbdf2", "rtol": 1e-2, "atol": 1e-3}),
+        ("torch", {"method": "trbdf2", "step_size": 0.6}),
     ],
     ids=str,
 )
@@ -282,3 +282,47 @@ def test_what_is_refused():
         bolus(BOLUS, "fused")
     with pytest.raises(SolveError, match="without these events|with events"):
         bolus(BOLUS, "torch", replay=bolus(BOLUS, "torch", events=None))
+
+
+def decay_in_two(x, engine, times=TIMES, **settings):
+    """Two states that decay; where the first falls to ``low`` it is doubled, and the second is halved."""
+    a, b, low = x.unbind(-1)
+    event = lde.Event(
+        lambda t, y, p: y[0] - p["low"], lambda t, y, p: torch.stack([2 * y[0], 0.5 * y[1]]), direction=-1,
+        max_events=8,
+    )  # fmt: skip
+    settings = {"events": event, "positive": [0], **TIGHT, **settings}
+    params = {"a": a, "b": b, "low": low}
+    return lde.odesolve(
+        lambda t, y, p: torch.stack([-p["a"] * y[0], -p["b"] * y[1]]), tensor(2.0, 1.0), times, params, engine=engine,
+        **settings,
+    )  # fmt: skip
+
+
+DECAY = tensor(0.7, 0.3, 1.2)
+
+
+@pytest.mark.parametrize(("engine", "positive"), [("torch", [0]), ("fused", [0]), ("fused", True)])
+def test_positive_states_are_seen_and_given_back_in_the_users_units(engine, positive):
+    x = DECAY.clone().requires_grad_()
+    solution = decay_in_two(x, engine, positive=positive)
+    first = torch.log(2.0 / x[2]) / x[0]
+    moments = first + torch.log(tensor(2.0)[0]) / x[0] * torch.arange(7, dtype=DOUBLE)
+    count = int((moments < 7).sum())
+    assert count == int(solution.events.count) == 7
+    torch.testing.assert_close(solution.events.times[:count], moments, rtol=1e-9, atol=0)
+    before = x[2].expand(count), torch.exp(-x[1] * moments) * 0.5 ** torch.arange(7, dtype=DOUBLE)
+    torch.testing.assert_close(solution.events.states[:count], torch.stack(before, 1), rtol=1e-8, atol=0)
+    since = [int((moments < float(t)).sum()) for t in TIMES]
+    exact = torch.stack([2.0 ** (n + 1) * torch.exp(-x[0] * t) for n, t in zip(since, TIMES, strict=True)])
+    torch.testing.assert_close(solution.ys[:, 0], exact, rtol=1e-8, atol=0)
+    mine = solution.events.times[3], solution.events.states[:count, 1].sum(), (solution.ys[:, 0] ** 2).sum()
+    compare_gradients(mine, (moments[3], before[1].sum(), (exact**2).sum()), x, close=1e-6)
+
+
+def test_a_reset_to_what_is_not_positive_fails_its_row():
+    event = lde.Event(lambda t, y: y[0] - 0.5, lambda t, y: y - 1.0, direction=-1)
+    solution = lde.odesolve(
+        lambda t, y: -y, tensor([1.0], [0.4]), tensor(0.0, 2.0), events=event, positive=True, on_failure="nan"
+    )
+    assert solution.status.tolist() == [lde.Status.NON_FINITE, lde.Status.OK]

@@ -169,7 +169,7 @@ class Watch:
         return fired, torch.where(fired >= 0, size * s.h, s.h), good
 
     def _at_stop(self, s: Taken, g: Tensor, b: float) -> Tensor:
-        """Conditions that are zero, to rounding, where steps land on a stop: they must happen before what does there."""
+        """Conditions that are zero, to rounding, where steps land on a stop: they happen before what does there."""
         at = s.landing & (b == SAMPLES[-1])
         change = (g - self.value[s.rows]).abs() / (b - SAMPLES[-2])
         reach = NOISE * torch.finfo(s.t.dtype).eps * torch.maximum(s.t.abs() / s.h.abs(), torch.ones_like(s.h))

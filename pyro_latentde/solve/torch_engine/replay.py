@@ -107,8 +107,7 @@ def follow(
     if part is not None and part.first > 0:
         y, k1, pieces = part.y[work.rows], part.slope[work.rows], []
     elif bool(usable.any()):
-        field = stops.between(work.field, work.rows, plan.ahead(work.rows, 0), (plan.count > 0)[work.rows])
-        k1 = field(*still.put(work.rows, usable[work.rows], t, y))
+        k1 = _first_slope(work, still, plan, usable, t, y, stops)
         if exact:
             on_step(-1, work.rows, y, k1)
         else:
@@ -153,6 +152,14 @@ def _in_order(pieces: list[Tensor], plan: Plan, y0: Tensor) -> Tensor:
     pieces = [*pieces, y0.new_full((len(plan.chunks[-1]), y0.shape[1]), torch.nan)]
     order = torch.cat(plan.chunks).argsort()
     return torch.cat(pieces)[order].reshape(*plan.step.shape, -1)
+
+
+def _first_slope(
+    work: _Work, still: _StandStill, plan: Plan, usable: Tensor, t: Tensor, y: Tensor, stops: RowStops
+) -> Tensor:
+    """f at the starts."""
+    field = stops.between(work.field, work.rows, plan.ahead(work.rows, 0), (plan.count > 0)[work.rows])
+    return field(*still.put(work.rows, usable[work.rows], t, y))
 
 
 def _after_step(
