@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_latentde.errors import LatentDEError, ShapeError
+from pyro_latentde.errors import DataError, LatentDEError, ShapeError
 from pyro_latentde.sites.field_weights import held_weights
 from pyro_latentde.sites.ode_record import named_errors, record_trajectory
 from pyro_latentde.sites.settings import requested_times, site_settings
@@ -76,6 +76,7 @@ def ode(
     Raises:
         SolveError: If rows fail and no Pyro handler is active, or for settings that cannot be met.
         ShapeError: For shapes, dtypes or devices that do not fit.
+        DataError: For doses before t0 or into a state that is not there.
         LatentDEError: For a ``shooting`` of another type, or with events.
 
     Example:
@@ -151,6 +152,9 @@ def _numbered(doses: Dose | Sequence[Dose] | None, states: Sequence[str] | None)
     if states is None or doses is None:
         return doses
     listed = [doses] if isinstance(doses, Dose) else doses
+    wanted = [d.state for d in listed if isinstance(d, Dose) and isinstance(d.state, str)]
+    if unknown := [name for name in wanted if name not in states]:
+        raise DataError(not_among("the state of a Dose", unknown[0], states))
     return [d.into(list(states).index(d.state)) if getattr(d, "state", None) in states else d for d in listed]
 
 

@@ -55,14 +55,15 @@ def choose_engine(problem: Problem, engine: str, gradient: str, method: str) -> 
 
     Raises:
         SolveError: For an unknown engine, or ``engine="fused"`` where the field cannot be compiled.
-        GradientPathError: For a continuous adjoint of a solve with events.
+        GradientPathError: For a continuous adjoint of a solve with events, doses, jumps or inputs with knots.
     """
     if engine not in ENGINES:
         raise SolveError(not_among("engine", engine, ENGINES))
     if problem.events:
         _refuse_events(engine, gradient)
     if problem.stops is not None and (gradient == "adjoint" or engine == "torchdiffeq"):
-        raise SolveError(
+        refusal = GradientPathError if gradient == "adjoint" else SolveError
+        raise refusal(
             "torchdiffeq knows no doses, jumps or inputs with knots: expected "
             f'gradient="discrete" or "forward" and engine="auto", "fused" or "torch"; got {gradient!r} and {engine!r}.'
         )

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.memory import readable
 from pyro_latentde.solve.methods.catalog import get_method
+from pyro_latentde.solve.step_store import steps_kept
 
 if TYPE_CHECKING:
     from pyro_latentde.solve.solution import Solution
@@ -17,6 +19,7 @@ __all__ = ["STABLE", "explain"]
 
 # An explicit method is stable up to a step of about 3 / (fastest decay); mean steps near it are the stability's.
 STABLE = 2.0
+MUCH = 100_000_000  # bytes
 
 
 def explain(solution: Solution) -> str:
@@ -36,6 +39,7 @@ def explain(solution: Solution) -> str:
         return "\n".join(lines)
     steps = solution.steps.reshape(len(status), -1).detach()
     lines.append(_smallest(solution, steps))
+    lines += _events(solution) + _memory(solution)
     if method.stiff is not None:
         lines.append(_switches(solution.implicit.reshape(len(status), -1), steps != 0))
     logs = solution.shape_of_state.logs
@@ -71,6 +75,27 @@ def _smallest(solution: Solution, steps: Tensor) -> str:
     start = solution._start.expand(solution.status.shape).reshape(-1)[row]
     at = float(start + steps[row, :n].sum())
     return f"Smallest step: {float(size[row, n]):.3g} at t = {at:.6g}" + (f", row {row}." if len(steps) > 1 else ".")
+
+
+def _events(solution: Solution) -> list[str]:
+    """How many events there were, and how many rows saw none."""
+    if solution.events is None:
+        return []
+    count = solution.events.count.reshape(-1)
+    none = int((count == 0).sum())
+    told = f", none in {none} row(s): their times are NaN" if none else ""
+    return [f"Events: {int(count.min())} to {int(count.max())} of a row{told}."]
+
+
+def _memory(solution: Solution) -> list[str]:
+    """What is kept for the gradient, where it is much or was bounded."""
+    kept, budget = steps_kept(solution._report.reshape(-1, 5)), solution.memory_budget
+    if kept is None or (budget is None and kept.nbytes < MUCH):
+        return []
+    told = "" if budget is None else f", of a budget of {readable(budget)}"
+    if kept.solved_again:
+        told += f"; {kept.solved_again} of {kept.rows} row(s) kept nothing and are solved again in the backward pass"
+    return [f"Memory: {readable(kept.nbytes)} of steps kept for the gradient{told}."]
 
 
 def _switches(implicit: Tensor, taken: Tensor) -> str:

@@ -17,7 +17,8 @@ _ADVICE = {
     Status.NO_CONVERGENCE: "take smaller steps, or leave step_size out so that the tolerances choose them",
     Status.NON_FINITE: "look for a logarithm, root or division that leaves its domain at these parameters",
     Status.TOO_MANY_EVENTS: "end the row where it comes to rest (a terminal event on the speed, for example), let the "
-    "reset carry the state clear of zero, name the direction that counts, or raise max_events if there are so many",
+    "reset carry the state clear of zero, name the direction that counts, smooth a field that pushes back from both "
+    "sides (torch.tanh(x / width) in the place of torch.sign(x)), or raise max_events if there are so many",
 }
 
 _STEADY_ADVICE = {

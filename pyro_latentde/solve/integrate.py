@@ -105,7 +105,7 @@ def odesolve(
         SolveError: If rows fail (``on_failure="raise"``), or for settings that cannot be met.
         ShapeError: For shapes, dtypes or devices that do not fit.
         DataError: For times that are not finite, or unsorted without ``t0``.
-        GradientPathError: For ``gradient="adjoint"`` with events.
+        GradientPathError: For ``gradient="adjoint"`` with events, doses, jumps or inputs with knots.
 
     References:
         Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 2nd ed., Springer 1993; Hairer and
@@ -152,6 +152,7 @@ def odesolve(
         engine=engine_name,
         reason=reason,
         shape_of_state=state,
+        memory_budget=settings.memory_budget,
         events=FoundEvents(found[0], found[2], state.unflatten(found[1])) if found else None,
         _report=report,
         _again=lambda t: _at(t, f, y0, params, first, settings, engine_name, event_dims, given, positive),

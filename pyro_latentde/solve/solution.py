@@ -72,6 +72,7 @@ class Solution:
         shape_of_state: How one row's state is laid out as a vector.
         events: What happened on the way, :class:`~pyro_latentde.solve.events.event.FoundEvents`; None without
             ``events=``.
+        memory_budget: What was asked for, in bytes; None without ``memory_budget=``.
 
     Example:
         >>> import torch, pyro_latentde as lde
@@ -90,6 +91,7 @@ class Solution:
     reason: str
     shape_of_state: Any = field(repr=False)
     events: FoundEvents | None = field(default=None, kw_only=True, repr=False)
+    memory_budget: int | None = field(default=None, kw_only=True, repr=False)
     _report: Tensor = field(repr=False)
     _again: Callable[[Tensor], Any] = field(repr=False)
     _steps: Callable[[], Tensor] = field(repr=False)
@@ -97,7 +99,10 @@ class Solution:
     _decay: Callable[[int], float] = field(repr=False)
 
     def __str__(self) -> str:
-        """What the solve did: steps, rejections, switches, the smallest step and where, and what to try."""
+        """What the solve did: steps, rejections, switches, the smallest step and where, events, and what to try.
+
+        Also what is kept in memory for the gradient, where that is more than 100 MB or a budget was given.
+        """
         return explain(self)
 
     @property

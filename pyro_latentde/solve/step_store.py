@@ -12,10 +12,11 @@ import threading
 from collections import OrderedDict
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["HasSteps", "Tie", "find_steps", "keep_steps", "new_token", "tie_to"]
+__all__ = ["HasSteps", "Tie", "find_steps", "keep_steps", "new_token", "steps_kept", "tie_to"]
 
 
 class HasSteps(Protocol):
@@ -23,6 +24,7 @@ class HasSteps(Protocol):
 
     nbytes: int
     rows: int
+    solved_again: int  # rows that kept nothing: the gradient solves them again
 
 
 _BUDGET = 1 << 30
@@ -67,19 +69,32 @@ def _forget(number: int) -> None:
 def find_steps(report: Tensor) -> HasSteps | None:
     """The steps of exactly the rows of this report, in this order, if they are still there."""
     values = report.numpy(force=True)[:, 4]
-    if values.size == 0:
+    steps = _steps_of(values)
+    if steps is None:
         return None
-    first = values.item(0)
-    steps = _store.get(first >> 32)
-    if steps is None or first & 0xFFFFFFFF or steps.rows != values.size:
-        return None
-    if values.size > 1 and not bool((values[1:] - values[:-1] == 1).all()):
-        return None
+    number = values.item(0) >> 32
     with _lock:
-        if first >> 32 in _free:
-            _read[first >> 32] = None
+        if number in _free:
+            _read[number] = None
             if len(_read) > _ALWAYS:
                 _forget(next(iter(_read)))
+    return steps
+
+
+def steps_kept(report: Tensor) -> HasSteps | None:
+    """As :func:`find_steps`, for a look: it does not count as taking a gradient."""
+    return _steps_of(report.numpy(force=True)[:, 4])
+
+
+def _steps_of(tokens: np.ndarray) -> HasSteps | None:
+    if tokens.size == 0:
+        return None
+    first = tokens.item(0)
+    steps = _store.get(first >> 32)
+    if steps is None or first & 0xFFFFFFFF or steps.rows != tokens.size:
+        return None
+    if tokens.size > 1 and not bool((tokens[1:] - tokens[:-1] == 1).all()):
+        return None
     return steps
 
 

@@ -2,6 +2,7 @@
 """Events: bouncing balls, spiking neurons and hitting times against closed forms and central differences."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import pyro_latentde as lde
 from pyro_latentde.errors import GradientPathError, ShapeError, SolveError
+from pyro_latentde.solve.solution import Status
 
 ENGINES = ("fused", "torch")
 
@@ -207,13 +209,32 @@ def test_chattering_is_bounded_and_explained(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_relay_that_slides_is_told(engine):
-    """dy/dt = -sign y with an event at y = 0: no way to leave it."""
-    event = lde.Event(lambda t, y: y[0], lambda t, y: y * 1.0, max_events=20)
-    solution = lde.odesolve(
-        lambda t, y: -torch.sign(y) * (1 + 0.1 * y**2), tensor(0.5), tensor(0.0, 2.0), events=event, engine=engine,
-        on_failure="nan",
-    )  # fmt: skip
-    assert int(solution.status) != 0 or int(solution.events.count) <= 20
+    """dy/dt = .3 -+ 1 pushes back to y = 0 from both sides: it is crossed again and again, from t = 5/7 on.
+
+    A row beside it that never gets there (dy/dt = 1.3 from above 0, without the switch) is solved.
+    """
+
+    one = tensor(1.0)
+
+    def relay(t, y, p):
+        return 0.3 + torch.where(y * p > 0, -one, one)
+
+    event = lde.Event(lambda t, y, p: y[0], lambda t, y, p: y * 1.0, max_events=20)
+    y0, p, times = tensor([0.5], [0.5]), tensor(1.0, -1.0), tensor(0.0, 2.0)
+    with pytest.raises(SolveError) as told:
+        lde.odesolve(relay, y0, times, p, events=event, engine=engine)
+    text = str(told.value)
+    assert "1 of 2 trajectories failed: too many events in 1. First: row [0], had 20 events between t=0.71428" in text
+    assert "one more would be more than max_events: the condition crosses zero again and again" in text
+    assert "y0 [0.5], parameters {p: 1}" in text
+    for advice in ("terminal event", "clear of zero", "direction", "torch.tanh", "max_events", 'on_failure="nan"'):
+        assert advice in text.split("Try:")[1]
+    last = [float(t) for t in re.search(r"the last at ([^)]*)\)", text)[1].split(",")]
+    assert len(last) == 3 and last == sorted(last) and last[-1] == pytest.approx(5 / 7, abs=1e-4)
+    solution = lde.odesolve(relay, y0, times, p, events=event, engine=engine, on_failure="nan")
+    assert solution.status.tolist() == [Status.TOO_MANY_EVENTS, Status.OK]
+    assert solution.events.count.tolist() == [20, 0]
+    torch.testing.assert_close(solution.ys[1, -1], tensor(0.5 + 2.6), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("method", ["tsit5", "bosh3", "kvaerno3"])

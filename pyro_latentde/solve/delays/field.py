@@ -144,7 +144,10 @@ def flat_history(value: Any, state: StateShape) -> Tensor:
 def _like(value: Tensor, state: StateShape, what: str) -> Tensor:
     if tuple(value.shape) != (state.size,):
         told = "dy/dt of one row" if what != "history" else "the state of one row"
-        raise ShapeError(f"{what} returned shape {tuple(value.shape)}, expected ({state.size},): {told}.")
+        raise ShapeError(
+            f"{what} returned shape {tuple(value.shape)}, expected ({state.size},): {told}. The history has "
+            f"{state.size} state(s): as many are expected of the field."
+        )
     return value
 
 

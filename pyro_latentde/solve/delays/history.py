@@ -80,7 +80,10 @@ def state_of_history(
         )
     shape = next((m for m in misses if isinstance(m, tuple)), None)
     if shape is not None:
-        raise ShapeError(f"history(t, p) returned shape {shape} for one row; expected the state at t, (D,).")
+        raise ShapeError(
+            f"history(t, p) returned shape {shape} for one row; expected the state at t, (D,), of one row: rows of a "
+            "batch differ by their parameters p."
+        )
     if isinstance(misses[0], LatentDEError):
         raise ShapeError(f"history(t, p): {misses[0]}") from misses[0]
     raise ShapeError(

@@ -78,7 +78,7 @@ def pose_delays(
     asked = (arguments_of_field(plain), arguments_of_history(past))
     _check_parameters(asked, params, past)
     if past is None:
-        state, y0 = flatten_state(history, event_dims or {})
+        state, y0 = _constant(history, event_dims or {})
     else:
         state, y0 = state_of_history(past, held, bound, asked[1], times, params, t0, event_dims or {})
     delays = _as_lags(lags, y0)
@@ -114,6 +114,15 @@ def pose_delays(
         field(given.held, held, "slope"),
         None if past is None else field(given.held, held, "past"),
     )
+
+
+def _constant(history: Any, event_dims: dict[str, int]) -> tuple[StateShape, Tensor]:
+    """A history that does not change: a state, called by its name in messages."""
+    try:
+        return flatten_state(history, event_dims)
+    except ShapeError as error:
+        error.args = (str(error).replace("y0", "history") + " It may also be a function, history(t, p).",)
+        raise
 
 
 def _is_function(history: Any) -> bool:

@@ -51,6 +51,10 @@ class Steps:
         return sum([records.nbytes for _, _, records in self.blocks if records is not None])
 
     @property
+    def solved_again(self) -> int:
+        return sum([hi - lo for lo, hi, records in self.blocks if records is None])
+
+    @property
     def complete(self) -> bool:
         return self.again is None
 

@@ -33,6 +33,10 @@ class TorchSteps:
     status: Tensor
 
     @property
+    def solved_again(self) -> int:
+        return 0
+
+    @property
     def nbytes(self) -> int:
         return self.h.numel() * self.h.element_size()
 

@@ -85,6 +85,10 @@ class CudaSteps:
         return len(self.status)
 
     @property
+    def solved_again(self) -> int:
+        return sum([len(members) for members in self.missing])
+
+    @property
     def nbytes(self) -> int:
         return sum(records.nbytes for _, records in self.blocks)
 
