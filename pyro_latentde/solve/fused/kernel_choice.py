@@ -26,9 +26,10 @@ from pyro_latentde.solve.fused.trace import Trace
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.stops.schedule import Stops
 
-__all__ = ["LARGEST", "WIDEST", "is_wide", "new_kernel", "too_large", "why_fused"]
+__all__ = ["LARGEST", "LARGEST_STIFF", "WIDEST", "is_wide", "new_kernel", "too_large", "why_fused"]
 
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
+LARGEST_STIFF = 5000  # of a field whose Jacobian is needed
 WIDEST = {torch.float32: 250_000, torch.float64: 1_000_000}  # entries of all matrices of a network
 
 
@@ -52,9 +53,10 @@ def too_large(trace: Trace, method: Method, dtype: torch.dtype, device: bool, sm
             f"the network has {trace.entries} matrix entries, more than {WIDEST[dtype]}: matrix products in {kind} are "
             f"faster"
         )
-    if trace.size <= LARGEST:
+    largest = LARGEST_STIFF if method.uses_newton else LARGEST
+    if trace.size <= largest:
         return None
-    return f"the field has {trace.size} scalar statements, more than {LARGEST}: matrix products are faster"
+    return f"the field has {trace.size} scalar statements, more than {largest}: matrix products are faster"
 
 
 def why_fused(trace: Trace, method: Method, device: bool, smooth: bool = True) -> str:
