@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint peers bench clean
 
 demo: $(STAMP)
 	$(BIN)/pyro-latentde demo
@@ -16,7 +16,10 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
-bench: $(STAMP)
+# Peers of the benchmarks live in an environment of their own.
+peers: .venv-peers/.installed
+
+bench: $(STAMP) peers
 	$(BIN)/python benchmarks/run.py
 
 clean:
@@ -27,3 +30,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $(STAMP)
+
+.venv-peers/.installed: benchmarks/requirements-peers.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peers.txt
+	touch $@

@@ -11,8 +11,7 @@ same priors, likelihood and tolerance (1e-6, relative and absolute), each seed i
   default settings but for the number of draws.
 * Stan and NumPyro: four chains, 1000 iterations of warm-up; what these took, plus 4,000 by the rate of sampling. Stan's
   compiling is stated apart and left out, as is that of NumPyro's sampling; that of its warm-up cannot be told apart.
-  They are run by the Pythons named in ``LATENTDE_STAN_PYTHON`` (with ``pystan``) and ``LATENTDE_NUMPYRO_PYTHON`` (with
-  ``numpyro`` and ``diffrax``), environments of their own.
+  They are run by Pythons of their own (`peers.py`), Stan by one with ``pystan``.
 * Pyro + torchdiffeq would run for hours: estimated as the gradients of our `nuts` run, cut to 4,000 effective draws,
   times the measured milliseconds of its own gradient, shared out to all cores without loss.
 """
@@ -33,6 +32,7 @@ import arviz  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.lynx_hare_seeds import MEANS, SDS  # noqa: E402
+from benchmarks.peers import python_of  # noqa: E402
 from pyro_latentde.data import load_lynx_hare  # noqa: E402
 
 __all__ = ["GOAL", "main", "quality"]
@@ -40,9 +40,9 @@ __all__ = ["GOAL", "main", "quality"]
 GOAL = 4000
 OURS = {"ensemble_hmc": {"num_samples": 100}, "nuts": {"num_samples": 1200}}
 PEERS = {
-    "stan": ("LATENTDE_STAN_PYTHON", "peer_stan.py", {}),
-    "numpyro, vectorized": ("LATENTDE_NUMPYRO_PYTHON", "peer_numpyro.py", {"chain_method": "vectorized"}),
-    "numpyro, sequential": ("LATENTDE_NUMPYRO_PYTHON", "peer_numpyro.py", {"chain_method": "sequential"}),
+    "stan": ("stan", "peer_stan.py", {}),
+    "numpyro, vectorized": ("numpyro", "peer_numpyro.py", {"chain_method": "vectorized"}),
+    "numpyro, sequential": ("numpyro", "peer_numpyro.py", {"chain_method": "sequential"}),
 }
 LIMIT = 1800  # seconds of one run of a peer
 Row = dict[str, float | str]
@@ -107,10 +107,10 @@ def ours(sampler: str, seeds: int, short: bool) -> Row:
 
 def peer(name: str, seeds: int, short: bool) -> Row:
     """Medians over the seeds."""
-    variable, script, options = PEERS[name]
-    python = os.environ.get(variable)
-    if not python:
-        return {"seconds_to_4000": f"not installed ({variable} is not set)"}
+    library, script, options = PEERS[name]
+    python = python_of(library)
+    if python is None:
+        return {"seconds_to_4000": "not installed"}
     runs = []
     for seed in range(seeds):
         size = {"warmup": 60, "samples": 40} if short else {"warmup": 1000, "samples": 1000}

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory and time of a gradient with and without ``memory_budget``, each in a process of its own.
-
-``python benchmarks/memory.py`` writes ``benchmarks/results/memory.json`` and prints the table.
-"""
+"""Peak memory and time of a gradient with and without ``memory_budget``, each in a process of its own."""
 
 import json
 import resource
@@ -16,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 import pyro_latentde as lde  # noqa: E402
-from benchmarks.measure import machine  # noqa: E402
 
 __all__ = ["run"]
 
@@ -81,17 +77,5 @@ def run() -> dict[str, dict[str, float]]:
     return results
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(one(*sys.argv[1:])))
-        return
-    report = {"machine": machine(), "results": run()}
-    for name, row in report["results"].items():
-        print(f"{name:24s}" + "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
-    target = Path(__file__).parent / "results" / "memory.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(report, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the process of its own
+    print(json.dumps(one(*sys.argv[1:])))

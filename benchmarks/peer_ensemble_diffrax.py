@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lorenz ensembles by diffrax, run by the Python of an environment with it; see `gpu_ensemble`. Last line: JSON."""
+"""Lorenz ensembles by diffrax, run by the Python of an environment with it; see `lorenz_ensemble`. Last line: JSON."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lorenz ensembles by torchode, run by the Python of an environment with it; see `gpu_ensemble`. The last line is JSON.
+"""Lorenz ensembles by torchode, by the Python of an environment with it; see `lorenz_ensemble`. The last line is JSON.
 
 torchode takes no equal steps: that case is left out.
 """

@@ -233,7 +233,7 @@ class CpuKernel(Kernel):
                 row, room = end, room if end == row + rows else 2 * room
             return blocks
 
-        blocks = [block for part in _POOL.map(task, a.rows, CHUNK) for block in part]
+        blocks = [block for part in _POOL.map(task, a.rows, self.chunk(a.rows)) for block in part]
         if not token:
             return Record(ys, report, None, found)
         again = None

@@ -28,6 +28,7 @@ from pyro_latentde.solve.torch_engine.solve import replay_function, require_sort
 __all__ = ["FusedJVP", "FusedSolve", "FusedVJP", "Settings", "warn_of_gradients"]
 
 _LOG = logging.getLogger("pyro_latentde")
+_NOWHERE = -1  # the address of symbolic zeros and of what a transform holds
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,19 @@ def _flat(t: Tensor) -> np.ndarray:
     return np.ascontiguousarray(t.numpy(force=True), dtype=np.float64).reshape(-1)
 
 
-def _located(t: Tensor) -> tuple[int, Tensor]:
-    """Where the values of a tensor lie as kernels read them, and who holds that memory: an alias, or a copy."""
+def _located(t: Tensor) -> tuple[int, Tensor, int]:
+    """Where the values of a tensor lie as kernels read them, who holds that memory, an alias or a copy, and whose."""
     if t.dtype is torch.float64 and t.is_cpu and t.is_contiguous() and not (t.is_neg() or is_wrapped(t)):
         address = t.data_ptr()
         if address and address % 8 == 0:  # symbolic zeros lie nowhere
-            return address, t.detach()  # not t itself, whose memory `t.data = other` exchanges
+            return address, t.detach(), address  # not t itself, whose memory `t.data = other` exchanges
     copy = torch.from_numpy(np.array(t.numpy(force=True), dtype=np.float64, order="C"))
-    return copy.data_ptr(), copy
+    return copy.data_ptr(), copy, _address(t) if t.is_contiguous() else _NOWHERE
 
 
 def _arrays(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> Arrays:
     places = [_located(t) for t in tensors]
-    (y0, _), (times, _), (t0, _), *leaves = places
+    (y0, *_), (times, *_), (t0, *_), *leaves = places
     size, points = tensors[0].shape[-1], tensors[1].shape[-1]
     return Arrays(
         rows,
@@ -76,7 +77,7 @@ def _arrays(rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> A
         points,
         t0,
         0 if shared[2] else 1,
-        np.array([address >> 3 for address, _ in leaves], dtype=np.int64),
+        np.array([address >> 3 for address, *_ in leaves], dtype=np.int64),
         _layout(rows, tensors[3:], shared[3:]),
         shared,
         places,
@@ -89,13 +90,13 @@ def _arrays_of(steps: Steps, rows: int, shared: tuple[bool, ...], tensors: Seque
     A transform may share them otherwise now, and hooks on saved tensors give others than those that were saved.
     """
     kept = steps.inputs
-    if kept.shared == shared and all([address == _address(t) for (address, _), t in zip(kept.held, tensors)]):  # noqa: B905
+    if kept.shared == shared and all([own == _address(t) >= 0 for (*_, own), t in zip(kept.held, tensors)]):  # noqa: B905
         return kept
     return _arrays(rows, shared, tensors)
 
 
 def _address(t: Tensor) -> int:
-    return -1 if is_wrapped(t) else t.data_ptr()
+    return _NOWHERE if is_wrapped(t) else t.data_ptr() or _NOWHERE
 
 
 def _layout(rows: int, leaves: Sequence[Tensor], shared: Sequence[bool]) -> Layout:
