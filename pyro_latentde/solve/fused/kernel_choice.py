@@ -29,7 +29,7 @@ from pyro_latentde.solve.stops.schedule import Stops
 __all__ = ["LARGEST", "LARGEST_STIFF", "WIDEST", "is_wide", "new_kernel", "too_large", "why_fused"]
 
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
-LARGEST_STIFF = 5000  # of a field whose Jacobian is needed
+LARGEST_STIFF = 3000  # of a field whose Jacobian is needed
 WIDEST = {torch.float32: 250_000, torch.float64: 1_000_000}  # entries of all matrices of a network
 
 

@@ -23,7 +23,8 @@ from pyro_latentde.solve.events.watch import Taken, Watch, reset_states
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, TOO_MANY_EVENTS, UNDERFLOW, RowSolution
 from pyro_latentde.solve.torch_engine.runge_kutta import accepts_rows, dense_stages, interpolate, restrict
-from pyro_latentde.solve.torch_engine.trial import given_trial, rms, switches, take_trial
+from pyro_latentde.solve.torch_engine.switching import LEAST, change_rows, lost_leaps, switches
+from pyro_latentde.solve.torch_engine.trial import given_trial, rms, take_trial
 
 __all__ = ["equal_size", "solve_adaptive"]
 
@@ -63,6 +64,8 @@ class _Rows:
     broken: Tensor
     stiff: Tensor
     hints: Tensor
+    patience: Tensor
+    former: Tensor
     kind: Tensor
     cursor: Tensor
     times: Tensor
@@ -135,7 +138,8 @@ class _Adaptive:
             live = live & ~lost
         row, one = torch.arange(len(y0), device=y0.device), torch.ones_like(t0)
         zero, kind = torch.zeros_like(row), torch.full_like(t0, 2.0)  # a first stage that is f(t, y)
-        return _Rows(row, live, t0, y0, h, k1, one, flag, flag, flag, zero, kind, at_start.sum(1), times, direction)
+        changing = flag, zero, torch.full_like(row, LEAST), torch.zeros_like(t0)
+        return _Rows(row, live, t0, y0, h, k1, one, flag, flag, *changing, kind, at_start.sum(1), times, direction)
 
     def _first_step(self, t0: Tensor, y0: Tensor, k1: Tensor, span: Tensor, direction: Tensor) -> Tensor:
         """Size of the first step (Hairer, Norsett, Wanner I, II.4, as in SciPy's ``select_initial_step``).
@@ -221,7 +225,10 @@ class _Adaptive:
         s.h = torch.where(s.live, tried * factor, s.h)
         s.error = torch.where(accept, error.clamp(min=1e-10), s.error)
         s.rejected, s.broken = s.live & ~accept, s.live & ~finite
-        change = switches(method, trial, s, h, control) & accept if method.stiff is not None else None
+        change = None
+        if method.stiff is not None:
+            s.rejected = s.rejected & ~lost_leaps(s, s.rejected)
+            change = switches(method, trial, s, h, control, accept)
         s.t = torch.where(accept, t_new, s.t)
         s.y = torch.where(accept[:, None], y_new, s.y)
         s.live = s.live & ~(accept & final)
@@ -297,7 +304,7 @@ class _Adaptive:
     def _begin_anew(self, change: Tensor) -> None:
         """Rows that switch take the slope at their state, and count again."""
         s = self.rows
-        s.stiff, s.hints = s.stiff ^ change, torch.where(change, 0, s.hints)
+        change_rows(s, change)
         s.kind = torch.where(change, 2.0, s.kind)
         onward = change & s.live
         self.evals[s.row[onward]] += 1

@@ -12,7 +12,8 @@ from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, UNDERFLOW, R
 from pyro_latentde.solve.stops.rows import RowStops
 from pyro_latentde.solve.torch_engine.adaptive import _Adaptive, _Rows
 from pyro_latentde.solve.torch_engine.runge_kutta import accepts_rows, dense_stages, interpolate, restrict
-from pyro_latentde.solve.torch_engine.trial import switches, take_trial
+from pyro_latentde.solve.torch_engine.switching import LEAST, lost_leaps, switches
+from pyro_latentde.solve.torch_engine.trial import take_trial
 
 __all__ = ["solve_stopping"]
 
@@ -88,7 +89,8 @@ class _Stopping(_Adaptive):
         direction = torch.where(span < 0, -1.0, 1.0).to(times)
         kind = torch.full_like(t0, 2.0)  # a first stage that is f(t, y)
         first = self.stops.first(t0)
-        s = _StopRows(row, flag, t0, y0, span, y0, one, flag, flag, flag, zero, kind, zero, times, direction, first)
+        changing = flag, zero, torch.full_like(row, LEAST), torch.zeros_like(t0)
+        s = _StopRows(row, flag, t0, y0, span, y0, one, flag, flag, *changing, kind, zero, times, direction, first)
         self.rows = s
         while bool((there := self.stops.time(s.row, s.stop) == s.t).any()):
             self._record(there, torch.zeros_like(s.t), s.kind, s.stop)
@@ -163,7 +165,10 @@ class _Stopping(_Adaptive):
         s.h = torch.where(s.live, self._resized(h * factor, h, accept), s.h)
         s.error = torch.where(accept, error.clamp(min=1e-10), s.error)
         s.rejected, s.broken = s.live & ~accept, s.live & ~finite
-        change = switches(method, trial, s, h, control) & accept if method.stiff is not None else None
+        change = None
+        if method.stiff is not None:
+            s.rejected = s.rejected & ~lost_leaps(s, s.rejected)
+            change = switches(method, trial, s, h, control, accept)
         s.t = torch.where(accept, t_new, s.t)
         s.y = torch.where(accept[:, None], y_new, s.y)
         s.live = s.live & ~(accept & final & ~landing)
