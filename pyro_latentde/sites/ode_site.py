@@ -61,8 +61,8 @@ def ode(
         at_dose: Outputs at the time of a dose are the state ``"after"`` it, or ``"before"``.
         shooting: A ``models.Shooting``: the trajectory in segments with starts of their own, for long series of
             oscillating or chaotic systems. Its sites are "shots" and "continuity".
-        events: An :class:`~pyro_latentde.Event`, or several. What happened is returned too, and its times are the
-            deterministic site ``"{name}.events"``, ``(*batch, E)``, padded with NaN.
+        events: An :class:`~pyro_latentde.Event`, or several, with doses too. What happened is returned too, and its
+            times are the deterministic site ``"{name}.events"``, ``(*batch, E)``, padded with NaN.
         settings: ``method``, ``rtol``, ``atol``, ``step_size``, ``gradient``, ``engine``, ``max_steps``,
             ``memory_budget``, ``positive`` (also by the names in ``states``) of :func:`~pyro_latentde.odesolve`;
             :func:`~pyro_latentde.solver` changes them from outside.

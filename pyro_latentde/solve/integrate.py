@@ -89,7 +89,8 @@ def odesolve(
         replay: A solution whose accepted steps are taken again, without error control; a step that ended in an event
             ends where the event is now.
         events: An :class:`Event`, or several: what happens where a condition on the state changes sign. The first
-            event of a row is taken first; ``solution.events`` tells what happened.
+            event of a row is taken first, and one at the time of a dose before it; ``solution.events`` tells what
+            happened. With doses, jumps or knots the torch engine solves.
         positive: States that stay above 0, ``True`` for all, or names or indices, ``["hare", "lynx"]``. They are solved
             as logarithms and held to relative errors of rtol (1 + \|log y\|); what is below 1.5e-154 (float32: 1.1e-19)
             is given back as that. Results and gradients are those of y.
@@ -137,7 +138,8 @@ def odesolve(
     ys, report, *found = parts[0] if len(parts) == 1 else _join(first, parts)
     _raise_failures(first, report, ys, found, strict)
     batch, state, solved = first.batch, first.info.state, ys
-    ys = ys if state.logs is None else state.logs.to_user(ys)
+    if state.logs is not None:
+        ys, found = state.logs.to_user(ys), [*found[:1], *map(state.logs.to_user_padded, found[1:2]), *found[2:]]
     ys, report, *found = _in_batch(batch, ys, report, *found)
 
     return Solution(
@@ -168,13 +170,6 @@ def _in_batch(batch: torch.Size, *rows: Tensor) -> tuple[Tensor, ...]:
 def _check_events(problems: list[Problem], settings: SolveSettings) -> None:
     if not problems[0].events:
         return
-    if problems[0].stops is not None:
-        raise SolveError(
-            "events together with doses, jumps or inputs with knots are not solved: write the input as a function of t "
-            "in the field, or the events as times of jumps."
-        )
-    if problems[0].info.state.logs is not None:
-        raise SolveError("events with positive=: write the states as logarithms in the field, condition and reset.")
     if settings.memory_budget is not None:
         raise SolveError("memory_budget: steps of a solve with events are always kept; leave it out.")
     if len(problems) > 1:

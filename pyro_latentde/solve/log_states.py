@@ -49,6 +49,11 @@ class LogStates:
         """The states in the user's units."""
         return self._map(lambda part: (part / self.factor).clamp(min=self.lowest).exp(), v)
 
+    def to_user_padded(self, v: Tensor) -> Tensor:
+        """The same where NaN fills up, without a gradient there."""
+        there = ~v.isnan()
+        return torch.where(there, self.to_user(torch.where(there, v, 0.0)), torch.nan)
+
     def from_user(self, y: Tensor) -> Tensor:
         """The states as they are solved; NaN, without a gradient, where y is not positive."""
 

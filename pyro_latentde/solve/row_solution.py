@@ -36,11 +36,9 @@ class RowSolution:
         n_accepted: Accepted steps, ``(R,)``.
         n_rejected: Rejected trials, ``(R,)``.
         n_evals: Evaluations of the row's field, ``(R,)``.
-        steps: Signed accepted step sizes, zeros at the right, ``(R, N)``; of a switching method ``(R, N, 2)`` with how
-            each was taken: 0 explicit, 1 implicit, 2 implicit and beginning with f(t, y); with stops ``(R, N, 3)``, and
-            last the number of the stop ahead, positive if the step ended there and negative if not; with events
-            ``(R, N, 3)`` and last the event that it ends in, counted from 1, or 0; of a delay equation ``(R, N, 1 +
-            L)`` with the lags.
+        steps: Signed accepted step sizes, zeros at the right, ``(R, N)``; of a switching method, and with stops or
+            events, ``(R, N, C)`` with columns that ``step_record.py`` tells; of a delay equation ``(R, N,
+            1 + L)`` with the lags.
         found: The events, where there can be any.
     """
 

@@ -18,6 +18,7 @@ from pyro_latentde.solve.memory import budget_bytes
 from pyro_latentde.solve.methods.catalog import get_method
 from pyro_latentde.solve.problem import Problem
 from pyro_latentde.solve.solution import Solution
+from pyro_latentde.solve.step_record import width
 
 __all__ = ["SolveSettings"]
 
@@ -105,12 +106,14 @@ class SolveSettings:
                 "Every row takes its own steps: solve both with the same batch."
             )
         stops, alternates = problem.stops is not None, get_method(self.method).stiff is not None
-        expected = (1 + lags,) if lags else (3,) if stops or problem.events else (2,) if alternates else ()
+        columns = 1 + lags if lags else width(alternates, stops, bool(problem.events))
+        expected = (columns,) if columns > 1 else ()
         if steps.shape[len(batch) + 1 :] != expected:
             kind = f"a delay equation with {lags} lag(s)" if lags else f"an equation without lags by {self.method!r}"
             jumps = "and with doses, jumps or inputs with knots" if stops else "and without doses, jumps or knots"
+            events = " and with events" if problem.events else ""
             raise SolveError(
-                f"replay= expects a solution of {kind} {jumps}, whose steps say as much as this solve needs."
+                f"replay= expects a solution of {kind} {jumps}{events}, whose steps say as much as this solve needs."
             )
         return steps.reshape(problem.rows, *steps.shape[len(batch) :])
 

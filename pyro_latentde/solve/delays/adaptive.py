@@ -10,9 +10,10 @@ from torch import Tensor
 from pyro_latentde.solve.delays.breaking_points import breaking_points, closeness, next_breaking_point
 from pyro_latentde.solve.delays.field import DelayedField
 from pyro_latentde.solve.delays.lagged import Nodes, Records, StepField, lagged_states, locate
+from pyro_latentde.solve.events.watch import Taken
 from pyro_latentde.solve.methods.catalog import Method
-from pyro_latentde.solve.row_solution import BAD_LAG, MAX_STEPS, NON_FINITE, UNDERFLOW, RowSolution
-from pyro_latentde.solve.torch_engine.adaptive import _Adaptive, _Rows
+from pyro_latentde.solve.row_solution import BAD_LAG, RowSolution
+from pyro_latentde.solve.torch_engine.adaptive import AdaptiveRows
 from pyro_latentde.solve.torch_engine.runge_kutta import dense_stages, interpolate
 
 __all__ = ["solve_delayed_adaptive"]
@@ -37,7 +38,7 @@ def solve_delayed_adaptive(
     return out
 
 
-class _DelayAdaptive(_Adaptive):
+class _DelayAdaptive(AdaptiveRows):
     """One adaptive solve; ``self.past`` are the accepted steps of all rows, ``(R, N, ...)``."""
 
     def __init__(
@@ -82,11 +83,10 @@ class _DelayAdaptive(_Adaptive):
         states = lagged_states(self.delayed, self.method, Nodes(s, record), self.y0[rows], t0, rows, gather)
         self.step = StepField(self.delayed, None if len(rows) == len(self.t0) else rows, t, h, self.c, states)
 
-    def _first_rows(self, y0: Tensor, times: Tensor, t0: Tensor, at_start: Tensor) -> _Rows:
-        rows = super()._first_rows(y0, times, t0, at_start)
+    def _begin(self) -> None:
+        super()._begin()
         self.status[~self.valid] = BAD_LAG
-        rows.live = rows.live & self.valid
-        return rows
+        self.rows.live = self.rows.live & self.valid
 
     def _first_step(self, t0: Tensor, y0: Tensor, k1: Tensor, span: Tensor, direction: Tensor) -> Tensor:
         reach = torch.minimum(span, self.least)
@@ -98,7 +98,7 @@ class _DelayAdaptive(_Adaptive):
         """As in the base, with every piece between breaking points ended for itself."""
         s = self.rows
         end = s.times[:, -1] if s.times.shape[1] else s.t
-        lags, t0, eps = self.lags[s.row], self.t0[s.row], torch.finfo(s.t.dtype).eps
+        lags, t0 = self.lags[s.row], self.t0[s.row]
         close = closeness(lags, torch.maximum(s.t.abs(), t0.abs()))
         stop = t0 + next_breaking_point(self.points[s.row], s.t - t0, close)
         final = stop >= end - close
@@ -108,20 +108,14 @@ class _DelayAdaptive(_Adaptive):
         arrives = h * (1 + 1e-9) >= remaining
         h = torch.where(2 * h > remaining, remaining / 2, h)
         h = torch.where(arrives, remaining, h)
-        smallest = (16 * eps * s.t.abs()).clamp(min=torch.finfo(s.t.dtype).tiny)
-        spent = s.live & (self.accepted[s.row] + self.refused[s.row] >= self.max_steps)
-        stuck = s.live & ~spent & ~arrives & (h.abs() < smallest)
-        self.status[s.row[spent]] = MAX_STEPS
-        self.status[s.row[stuck]] = torch.where(s.broken[stuck], NON_FINITE, UNDERFLOW)
-        s.live = s.live & ~spent & ~stuck
-        if not bool(s.live.any()):
+        if self._none_left(h, arrives):
             return None
         if 2 * int(s.live.sum()) < len(s.live):
             h, final, arrives, stop = h[s.live], final[s.live], arrives[s.live], stop[s.live]
             self.rows = s = s.take(s.live)
         h = torch.where(s.live, h, 0.0)
         self._step(s.t, h, s.row)
-        self.field = self.step
+        self.whole_field = self.step
         self.arrives, self.stop = arrives, stop
         return h, final & arrives
 
@@ -131,22 +125,21 @@ class _DelayAdaptive(_Adaptive):
         arrived = self.accept & self.arrives & ~final
         s.t = torch.where(arrived, self.stop, s.t)
 
-    def _write(self, accept: Tensor, h: Tensor, t_new: Tensor, y_new: Tensor, k: list[Tensor]) -> None:
+    def _write(self, accept: Tensor, step: Taken) -> None:
         """Keep the accepted steps, with all stages, and write the outputs that lie in them."""
-        s, method = self.rows, self.method
+        s, method, h = self.rows, self.method, step.h
         self.accept = accept
-        k = dense_stages(self.field, method, s.t, s.y, h, k)
+        k = dense_stages(self.field, method, s.t, s.y, h, step.k)
         self.evals[s.row[accept]] += len(method.dense_c)
         self._remember(accept, h, torch.stack(k, 1))
-        reach = torch.searchsorted(s.times.contiguous(), t_new[:, None].contiguous(), right=True)[:, 0]
-        reach = torch.where(accept, torch.maximum(reach, s.cursor), s.cursor)
+        reach = torch.where(accept, torch.maximum(self._reached(step), s.cursor), s.cursor)
         index = torch.arange(s.times.shape[1], device=reach.device)
         at, j = ((index >= s.cursor[:, None]) & (index < reach[:, None])).nonzero(as_tuple=True)
         if len(at):
             theta = (s.times[at, j] - s.t[at]) / h[at]
-            ends = (theta >= 1) | (s.times[at, j] == t_new[at])
+            ends = (theta >= 1) | (s.times[at, j] == step.t_new[at])
             value = interpolate(method, theta, s.y, h, k, at)
-            self.ys[s.row[at], j] = torch.where(ends[:, None], y_new[at], value)
+            self.ys[s.row[at], j] = torch.where(ends[:, None], step.y_new[at], value)
         s.cursor = reach
 
     def _remember(self, accept: Tensor, h: Tensor, k: Tensor) -> None:

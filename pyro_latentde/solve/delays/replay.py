@@ -15,8 +15,9 @@ from pyro_latentde.solve.delays.field import DelayedField
 from pyro_latentde.solve.delays.lagged import Nodes, Records, StepField, lagged_states, locate
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.row_solution import BAD_LAG, MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
+from pyro_latentde.solve.step_record import StepRecord
 from pyro_latentde.solve.torch_engine.implicit import replayed_stages
-from pyro_latentde.solve.torch_engine.replay import Plan, plan_outputs
+from pyro_latentde.solve.torch_engine.plan import Plan, plan_outputs
 from pyro_latentde.solve.torch_engine.runge_kutta import dense_stages, interpolate, main_stages
 
 __all__ = ["replay_delayed", "solve_delayed_equal", "solve_delayed_given"]
@@ -26,7 +27,7 @@ OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
 
 def replay_delayed(field: DelayedField, y0: Tensor, times: Tensor, t0: Tensor, steps: Tensor, method: Method) -> Tensor:
     """Solve again along given steps ``(R, N, 1 + L)``, differentiably; see ``replay_rows``."""
-    plan = plan_outputs(times, t0, steps[..., 0])
+    plan = plan_outputs(times, t0, StepRecord(steps[..., 0], None, None, None))
     return _Follow(field, field.start(y0, t0), times, t0, plan, steps[:, :1, 1:], method).run(None)
 
 
@@ -55,7 +56,7 @@ def solve_delayed_given(
     lags = field.lags.to(t0).expand(len(t0), -1)
     valid = ((lags > 0) & torch.isfinite(lags)).all(1)
     steps = torch.where(valid[:, None, None], steps, 0.0)
-    plan = plan_outputs(times, t0, steps[..., 0])
+    plan = plan_outputs(times, t0, StepRecord(steps[..., 0], None, None, None))
     last_good, failed = plan.count.clone(), ~torch.isfinite(y0).all(1)
 
     def check(n: int, rows: Tensor, y: Tensor, slope: Tensor) -> None:
@@ -116,7 +117,7 @@ class _Follow:
             if count == 0:
                 break
             rows = self.order[:count]
-            y, h, offset = y[:count], plan.steps[rows, n], plan.offsets[rows, n]
+            y, h, offset = y[:count], plan.record.size[rows, n], plan.offsets[rows, n]
             t = self.t0[:count] + offset
             step = self._step(rows, t, h, offset)
             k, y_new = self._stages(step, t, y, h)

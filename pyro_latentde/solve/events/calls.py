@@ -41,7 +41,7 @@ def call_condition(info: FieldInfo, event: Event, t: Tensor, y: Tensor, leaves: 
 
 
 def call_reset(info: FieldInfo, event: Event, t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Tensor:
-    """r(t, y, p) of one row, ``(D,)``."""
+    """r(t, y, p) of one row as it is solved, ``(D,)``."""
     version = y._version
     value = _called(info, event.reset, t, y, leaves)
     if y._version != version:
@@ -58,7 +58,8 @@ def call_reset(info: FieldInfo, event: Event, t: Tensor, y: Tensor, leaves: Sequ
             f"Event: the reset returned {_told(flat)}, expected ({info.state.size},), the whole new state: "
             f"torch.stack([y[0], -0.9 * y[1]]), for example."
         )
-    return flat.to(y.dtype)
+    logs = info.state.logs
+    return flat.to(y.dtype) if logs is None else logs.from_user(flat.to(y.dtype))
 
 
 def event_values(
@@ -86,7 +87,8 @@ def tried_events(
 
 
 def _called(info: FieldInfo, function: Callable, t: Tensor, y: Tensor, leaves: Sequence[Tensor]) -> Any:
-    state = info.state.unflatten(y)
+    logs = info.state.logs
+    state = info.state.unflatten(y if logs is None else logs.to_user(y))
     if arguments_of(function, info.params.given, "an event's function") == 2:
         return function(t, state)
     return function(t, state, info.params.rebuild(leaves))

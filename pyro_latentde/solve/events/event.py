@@ -40,13 +40,18 @@ class Event:
     zero where the solve (or a reset) starts fires only after it has left zero; a reset that carries the state across
     zero is no event. Outputs at the time of an event show the state before the reset.
 
+    With doses, jumps or inputs with knots: an event at the very time of one comes first. Behind it the condition is
+    watched from the new state, as behind a reset: a dose, or a jump of an input that the condition reads, that carries
+    the condition across zero triggers nothing by itself.
+
     The event time moves with the parameters: with :math:`\dot y = f`,
     :math:`dt^*/d\theta = -(c_y\, y_\theta + c_\theta) / (c_t + c_y f)`, and all gradients go through it.
 
     Args:
         condition: ``condition(t, y, p)`` of one row, as a field is written; returns a scalar ``()``, in any unit.
         reset: ``reset(t, y, p)`` of one row: the new state, like ``y``, in its units. None: the state stays as it is,
-            and the event is only written down.
+            and the event is only written down. Both functions see states of ``positive=`` in the user's units; a reset
+            of such a state to 0 or less fails the row.
         direction: +1 where the condition rises through zero, -1 where it falls, 0 both, along the integration.
         terminal: The row ends there, successfully: outputs at later times repeat the state at the event.
         max_events: Most such events in a row; one more, and the row fails with ``Status.TOO_MANY_EVENTS``.

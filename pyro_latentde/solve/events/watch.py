@@ -2,7 +2,8 @@
 """What the torch engine keeps of the events of its rows, and what it does when one happens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyro_latentde.solve.events.event import EventTraits
 from pyro_latentde.solve.events.rows import RowEvent, bracketed_root, land, rate_of
 from pyro_latentde.solve.methods.catalog import Method
+from pyro_latentde.solve.stops.rows import RowStops
 from pyro_latentde.solve.torch_engine.runge_kutta import dense_stages, interpolate, restrict
 
 __all__ = ["SAMPLES", "RowEvents", "Taken", "Watch", "capacity", "no_events", "reset_states"]
@@ -44,62 +46,88 @@ def no_events(traits: Sequence[EventTraits], rows: int, y0: Tensor, times: Tenso
 
 @dataclass
 class Taken:
-    """Accepted steps of some rows: their numbers, start, size, stages, end, and which are implicit."""
+    """Steps of some rows: numbers, start, size, stages, end, which are implicit, the stop ahead, and how they end.
+
+    ``fired`` is the event in which a step ends, -1 for none, and ``left`` what is left of its condition there.
+    """
 
     rows: Tensor
     t: Tensor
     y: Tensor
     h: Tensor
     k: list[Tensor]
+    t_new: Tensor
     y_new: Tensor
     implicit: Tensor | None
+    stop: Tensor
+    landing: Tensor
+    fired: Tensor
+    left: Tensor
 
     def part(self, keep: Tensor) -> "Taken":
-        implicit = None if self.implicit is None else self.implicit[keep]
-        k = [stage[keep] for stage in self.k]
-        return Taken(self.rows[keep], self.t[keep], self.y[keep], self.h[keep], k, self.y_new[keep], implicit)
+        """Those of some of the rows, a mask or numbers."""
+        return Taken(*(_part(getattr(self, field.name), keep) for field in fields(self)))
+
+    def put(self, at: Tensor, part: "Taken") -> None:
+        """Other sizes and ends of these of the rows."""
+        for name in ("h", "t_new", "y_new", "landing", "fired", "left"):
+            setattr(self, name, getattr(self, name).index_put((at,), getattr(part, name)))
+        self.k = [stage.index_put((at,), new) for stage, new in zip(self.k, part.k, strict=False)]
+
+
+def _part(x: Any, keep: Tensor) -> Any:
+    if isinstance(x, list):
+        return [one[keep] for one in x]
+    return None if x is None else x[keep]
 
 
 class Watch:
     """On which side of zero every condition is, per row of the batch; how often it fired; what was found."""
 
-    def __init__(self, f: Callable[..., Tensor], events: list[RowEvent], method: Method, y0: Tensor, t: Tensor) -> None:
-        self.f, self.events, self.method, self.n_rows = f, events, method, len(y0)
+    def __init__(
+        self,
+        f: Callable[..., Tensor],
+        events: Sequence[RowEvent],
+        method: Method,
+        stops: RowStops,
+        y0: Tensor,
+        t: Tensor,
+    ) -> None:
+        self.f, self.events, self.method, self.stops, self.n_rows = f, events, method, stops, len(y0)
         shape = (len(y0), len(events))
         self.side, self.value, self.rate = (t.new_zeros(shape) for _ in range(3))
         self.touching = torch.zeros(shape, dtype=torch.bool, device=t.device)
         self.count = torch.zeros(shape, dtype=torch.int64, device=t.device)
         self.found = no_events([e.traits for e in events], len(y0), y0, t)
+        self.latest = torch.full_like(t, -1, dtype=torch.int64)
+        self.moment, self.left = torch.full_like(t, torch.nan), torch.zeros_like(t)
 
     def begin(
-        self,
-        rows: Tensor,
-        t: Tensor,
-        y: Tensor,
-        slope: Tensor,
-        size: Tensor,
-        fired: Tensor | None = None,
-        left: Tensor | None = None,
+        self, rows: Tensor, stop: Tensor, t: Tensor, y: Tensor, slope: Tensor, size: Tensor, first: bool = False
     ) -> Tensor:
-        """Sides at a start: of the sign, or where an event has just been, of the way the condition leaves zero.
+        """Sides at a start, behind an event or a stop: of the sign, or of the way the condition leaves zero.
+
+        A condition that is zero where the solve starts, or because its own event has just been, is on the side to which
+        it goes; another that is zero within rounding stays on its side, so that what is about to happen is not missed.
 
         Args:
+            stop: Stop ahead, ``(N,)``.
             size: A step from here, ``(N,)``, whose sign is the direction of time.
-            fired: The event that has just happened, ``(N,)``, and what was ``left`` of its condition.
+            first: Whether the solve starts here.
 
         Returns:
             Rows whose conditions are finite.
         """
         good = torch.ones_like(rows, dtype=torch.bool)
+        latest = torch.where(self.moment[rows] == t, self.latest[rows], -1)
+        rounding = NOISE * torch.finfo(t.dtype).eps * torch.maximum(t.abs(), size.abs())
         for e, event in enumerate(self.events):
-            g = event.condition(t, y, rows).to(t)
-            rate = rate_of(event.condition, t, y, slope, rows)
+            condition = self.stops.watched(event.condition, rows, stop)
+            g = condition(t, y, rows).to(t)
+            rate = rate_of(condition, t, y, slope, rows)
             good &= torch.isfinite(g)
-            noise, own = torch.zeros_like(g), torch.ones_like(good)
-            if fired is not None:
-                own = fired == e
-                rounding = NOISE * torch.finfo(t.dtype).eps * torch.maximum(t.abs(), size.abs())
-                noise = rounding * rate.abs() + torch.where(own, 16 * left, 0.0)
+            own = torch.ones_like(good) if first else latest == e
+            noise = 0.0 if first else rounding * rate.abs() + torch.where(own, 16 * self.left[rows], 0.0)
             zero = g.abs() <= noise
             away = torch.sign(rate * size)
             side = torch.where(zero, torch.where(own, away, self.side[rows, e]), torch.sign(g))
@@ -113,7 +141,7 @@ class Watch:
         fired, size = torch.full_like(s.rows, -1), torch.full_like(s.h, torch.inf)
         good = torch.ones_like(fired, dtype=torch.bool)
         if self.method.dense_c:
-            field = restrict(self.f, s.rows, self.n_rows)
+            field = self.stops.between(restrict(self.f, s.rows, self.n_rows), s.rows, s.stop)
             s.k = dense_stages(field, self.method, s.t, s.y, s.h, s.k)
         a = 0.0
         for b in SAMPLES:
@@ -121,6 +149,7 @@ class Watch:
             g = self._values(s, torch.full_like(s.h, b))
             good &= torch.isfinite(g).all(1) | ~open_ if b == 1.0 else True
             side = self.side[s.rows]
+            g = torch.where(self._at_stop(s, g, b), 0.0, g)
             crossed = (side * g <= 0) & (side != 0) & open_[:, None]
             for e, event in enumerate(self.events):
                 direction = event.traits.direction
@@ -139,10 +168,18 @@ class Watch:
             a = b
         return fired, torch.where(fired >= 0, size * s.h, s.h), good
 
+    def _at_stop(self, s: Taken, g: Tensor, b: float) -> Tensor:
+        """Conditions that are zero, to rounding, where steps land on a stop: they happen before what does there."""
+        at = s.landing & (b == SAMPLES[-1])
+        change = (g - self.value[s.rows]).abs() / (b - SAMPLES[-2])
+        reach = NOISE * torch.finfo(s.t.dtype).eps * torch.maximum(s.t.abs() / s.h.abs(), torch.ones_like(s.h))
+        return at[:, None] & (g.abs() <= reach[:, None] * change) & ~self.touching[s.rows]
+
     def _values(self, s: Taken, theta: Tensor) -> Tensor:
         """All conditions inside steps, ``(N, E)``."""
-        inside = self._state(s, theta)
-        return torch.stack([e.condition(s.t + theta * s.h, inside, s.rows).to(s.t) for e in self.events], 1)
+        t, inside = s.t + theta * s.h, self._state(s, theta)
+        conditions = [self.stops.watched(e.condition, s.rows, s.stop) for e in self.events]
+        return torch.stack([condition(t, inside, s.rows).to(s.t) for condition in conditions], 1)
 
     def _state(self, s: Taken, theta: Tensor) -> Tensor:
         every = torch.arange(len(s.rows), device=s.h.device)
@@ -152,7 +189,7 @@ class Watch:
     def _root(self, s: Taken, e: int, a: float, b: float, right: Tensor) -> Tensor:
         """Where in (a, b] of their steps condition e is zero; a zero at the very start is divided out."""
         touching = self.touching[s.rows, e]
-        condition = self.events[e].condition
+        condition = self.stops.watched(self.events[e].condition, s.rows, s.stop)
 
         def value(theta: Tensor) -> Tensor:
             g = condition(s.t + theta * s.h, self._state(s, theta), s.rows).to(s.t)
@@ -162,29 +199,36 @@ class Watch:
         low, high = torch.full_like(s.h, a), torch.full_like(s.h, b)
         return bracketed_root(value, low, high, left, torch.where(touching, right / b, right))
 
-    def land(self, s: Taken, fired: Tensor, guess: Tensor) -> tuple[Taken, Tensor, Tensor]:
-        """The steps of rows with an event, taken again to end there; whether they could; what is left of g."""
-        sizes, ends, stages = guess.clone(), s.y_new.clone(), [stage.clone() for stage in s.k]
-        good, left = torch.zeros_like(fired, dtype=torch.bool), torch.zeros_like(guess)
+    def land(self, s: Taken, fired: Tensor, guess: Tensor) -> tuple[Taken, Tensor]:
+        """The steps of rows with an event, taken again to end there, and whether they could."""
+        s, good = s.part(torch.ones_like(fired, dtype=torch.bool)), torch.zeros_like(fired, dtype=torch.bool)
         for e, event in enumerate(self.events):
-            mine = fired == e
-            if not bool(mine.any()):
+            mine = (fired == e).nonzero()[:, 0]
+            if not len(mine):
                 continue
             p = s.part(mine)
-            field = restrict(self.f, p.rows, self.n_rows)
-            out = land(field, self.method, event.condition, p.t, p.y, guess[mine], p.k[0], p.implicit, p.rows, p.h)
-            sizes[mine], ends[mine], good[mine], left[mine] = out.h, out.y_new, out.converged, out.left
-            for stage, new in zip(stages, out.k, strict=False):
-                stage[mine] = new
-        kept = stages[: len(self.method.c)]
-        return Taken(s.rows, s.t, s.y, sizes, kept, ends, s.implicit), good, left
+            field = self.stops.between(restrict(self.f, p.rows, self.n_rows), p.rows, p.stop)
+            condition = self.stops.watched(event.condition, p.rows, p.stop)
+            out = land(field, self.method, condition, p.t, p.y, guess[mine], p.k[0], p.implicit, p.rows, p.h)
+            p.h, p.k, p.y_new, p.left = out.h, out.k, out.y_new, out.left
+            p.t_new, p.fired, p.landing = self._end(p, out.h), fired[mine], torch.zeros_like(p.landing)
+            good[mine] = out.converged
+            s.put(mine, p)
+        return s, good
 
-    def write_down(self, rows: Tensor, t: Tensor, y: Tensor, fired: Tensor) -> None:
+    def _end(self, s: Taken, h: Tensor) -> Tensor:
+        """When steps of sizes h end; within rounding of a stop that is the time of the stop."""
+        t, stop = s.t + h, self.stops.time(s.rows, s.stop)
+        rounding = NOISE * torch.finfo(t.dtype).eps * torch.maximum(s.t.abs(), s.h.abs())
+        return torch.where((t - stop).abs() <= rounding, stop, t)
+
+    def write_down(self, rows: Tensor, t: Tensor, y: Tensor, fired: Tensor, left: Tensor) -> None:
         """An event of each of these rows."""
         number = (self.found.which[rows] >= 0).sum(1)
         self.found.times[rows, number], self.found.states[rows, number] = t, y
         self.found.which[rows, number] = fired
         self.count[rows, fired] += 1
+        self.latest[rows], self.moment[rows], self.left[rows] = fired, t, left
 
     def full(self, rows: Tensor, fired: Tensor) -> Tensor:
         """Whether an event has happened as often as it may, ``(N,)``."""
@@ -196,10 +240,13 @@ class Watch:
         return torch.tensor([e.traits.terminal for e in self.events], device=fired.device)[fired]
 
 
-def reset_states(events: Sequence[RowEvent], rows: Tensor, t: Tensor, y: Tensor, fired: Tensor) -> Tensor:
-    """States behind events, ``(N, D)``; every reset sees only its own rows."""
+def reset_states(
+    events: Sequence[RowEvent], stops: RowStops, rows: Tensor, stop: Tensor, t: Tensor, y: Tensor, fired: Tensor
+) -> Tensor:
+    """States behind events, ``(N, D)``; every reset sees only its own rows, on their way to this ``stop``, ``(N,)``."""
     for e, event in enumerate(events):
         mine = (fired == e).nonzero()[:, 0]
         if event.reset is not None and len(mine):
-            y = y.index_put((mine,), event.reset(t[mine], y[mine], rows[mine]))
+            reset = stops.watched(event.reset, rows[mine], stop[mine])
+            y = y.index_put((mine,), reset(t[mine], y[mine], rows[mine]))
     return y

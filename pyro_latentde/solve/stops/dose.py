@@ -26,7 +26,8 @@ class Dose:
     r"""Doses into one state: :math:`y_s(\tau^+) = y_s(\tau^-) + a`, or :math:`a / d` added to :math:`dy_s/dt` for d.
 
     Gradients flow to amounts, durations, rates and times. A dose at the start of a solve is given there; doses after
-    its last time do not matter; a dose before its start is an error. Doses at the same time add up.
+    its last time do not matter; a dose before its start is an error. Doses at the same time add up. An :class:`Event`
+    at the time of a dose comes first; one whose condition the dose carries across zero does not happen.
 
     Args:
         times: When, in the user's unit of time, ``(M,)`` or ``(*batch, M)``; NaN where a row has fewer doses.

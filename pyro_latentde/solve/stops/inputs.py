@@ -133,7 +133,7 @@ def inputs_of(params: Any, event_dims: dict[str, int]) -> tuple[list[Input], dic
         if isinstance(leaf, Input):
             found.append(leaf)
             name = ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
-            dims.update({f"{name}.{n}": r for n, r in zip(leaf.names, leaf.ranks, strict=True)})
+            dims.update({f"{name}.{n}".lstrip("."): r for n, r in zip(leaf.names, leaf.ranks, strict=True)})
     return found, {**dims, **event_dims}
 
 

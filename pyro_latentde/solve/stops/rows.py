@@ -34,15 +34,21 @@ class RowStops:
     ahead: Tensor
 
     @classmethod
-    def of(cls, stops: Stops | None, tensors: Sequence[Tensor], times: Tensor, t0: Tensor) -> "RowStops | None":
-        """From the last tensors of a solve, per row, and its output times and starts."""
+    def of(cls, stops: Stops | None, tensors: Sequence[Tensor], times: Tensor, t0: Tensor) -> "RowStops":
+        """From the last tensors of a solve, per row, and its output times and starts; without stops the empty ones."""
+        ahead = torch.where((times[:, -1:] < t0[:, None]).any(1), -1, 1)
         if stops is None:
-            return None
+            ends = t0.detach().new_tensor([-torch.inf, torch.inf])
+            return cls(Stops(after=False), ends.expand(len(t0), 2), None, None, ahead)
         moments, *tables = tensors
         doses = tables.pop(0) if stops.dosed else None
         rates = tables.pop(0).cumsum(1) if stops.infused else None
-        ahead = torch.where((times[:, -1:] < t0[:, None]).any(1), -1, 1)
         return cls(stops, moments, doses, rates, ahead)
+
+    @property
+    def any(self) -> bool:
+        """Whether there can be stops at all."""
+        return self.times.shape[1] > 2
 
     def first(self, t0: Tensor) -> Tensor:
         """The first stop at or after the start, in the row's direction."""
@@ -77,11 +83,37 @@ class RowStops:
             return y
         return y + _spread(self.doses[rows, m], self.stops.dosed, y)
 
-    def between(self, field: Field, rows: Tensor, m: Tensor, active: Tensor | None = None) -> Field:
-        """The field on these rows on their way to stop m; rows that are not active see any time.
+    def before(self, rows: Tensor, m: Tensor, end: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the steps of rows end at the latest: at stop m, or at their ``end``; and whether that is a stop."""
+        stop = self.time(rows, m)
+        left = direction * (end - stop)
+        near = left >= 0 if self.stops.after else left > 0
+        return torch.where(near, stop, end), near
 
-        A field never sees the time of a stop itself, but one next to it on the row's side.
-        """
+    def between(self, field: Field, rows: Tensor, m: Tensor, active: Tensor | None = None) -> Field:
+        """The field on these rows on their way to stop m; rows that are not active see any time."""
+        if not self.any:
+            return field
+        seen = self._on_the_way(rows, m, active)
+        behind = m - self.ahead[rows]
+        behind = behind if active is None else torch.where(active, behind, 0)
+        rate = None if self.rates is None else self.rates[rows, behind]
+
+        def inside(t: Tensor, y: Tensor) -> Tensor:
+            slope = field(seen(t), y)
+            return slope if rate is None else slope + _spread(rate, self.stops.infused, y)
+
+        return inside
+
+    def watched(self, function: Callable[..., Tensor], rows: Tensor, m: Tensor) -> Callable[..., Tensor]:
+        """A function of (t, y, rows) of an event, as these rows see it on their way to stop m."""
+        if not self.any:
+            return function
+        seen = self._on_the_way(rows, m, None)
+        return lambda t, y, rows: function(seen(t), y, rows)
+
+    def _on_the_way(self, rows: Tensor, m: Tensor, active: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The time as it is seen: never that of a stop itself, but one next to it on the row's side."""
         behind = m - self.ahead[rows]
         if active is not None:
             m, behind = torch.where(active, m, 1), torch.where(active, behind, 0)
@@ -92,14 +124,7 @@ class RowStops:
         info = torch.finfo(low.dtype)
         low = low + (4 * info.eps * low.abs().clamp(max=1e30)).clamp(min=info.tiny)
         high = high - (4 * info.eps * high.abs().clamp(max=1e30)).clamp(min=info.tiny)
-        rate = None if self.rates is None else self.rates[rows, behind]
-
-        def inside(t: Tensor, y: Tensor) -> Tensor:
-            seen = torch.minimum(torch.maximum(t.detach(), low), high)
-            slope = field(t + (seen - t).detach(), y)
-            return slope if rate is None else slope + _spread(rate, self.stops.infused, y)
-
-        return inside
+        return lambda t: t + (torch.minimum(torch.maximum(t.detach(), low), high) - t).detach()
 
 
 def _equal_steps(

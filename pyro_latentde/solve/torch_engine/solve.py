@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pyro_latentde.errors import DataError
-from pyro_latentde.solve.events.replay import replay_events
 from pyro_latentde.solve.events.rows import MakeEvents
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.row_function import RowFunction
@@ -17,7 +16,7 @@ from pyro_latentde.solve.step_store import find_steps, keep_steps, new_token, ti
 from pyro_latentde.solve.stops.rows import RowStops
 from pyro_latentde.solve.stops.schedule import Stops
 from pyro_latentde.solve.torch_engine.differentiable_rows import TorchRows, jvp_of, vjp_of
-from pyro_latentde.solve.torch_engine.replay import replay_within
+from pyro_latentde.solve.torch_engine.replay import along_events, replay_within
 from pyro_latentde.solve.torch_engine.stepper import solve_rows
 
 __all__ = ["TorchSolve", "per_row", "replay_function", "require_sorted", "solve_outputs"]
@@ -96,13 +95,16 @@ def replay_function(
         h, status = find(rows, shared, tensors)
         starts = tuple(per_row(rows, shared[:3], tensors[:3]))
 
-        def make(leaves: Sequence[Tensor], times: Tensor, t0: Tensor) -> tuple[BatchedField, RowStops | None]:
+        def make(leaves: Sequence[Tensor], times: Tensor, t0: Tensor) -> tuple[BatchedField, RowStops]:
             moments = per_row(rows, shared[last:count], leaves[last - 3 :])
             return make_field(leaves[: last - 3], shared[3:last]), RowStops.of(stops, moments, times, t0)
 
         h, own = h.to(starts[0]), (tensors[3:count], shared[3:count])
         if make_events is not None:
-            out = replay_events(make_field(*own), *starts, h, method, make_events(*own))
+            f, stops_of_rows = make(tensors[3:count], *starts[1:])
+            events = make_events(tensors[3:last], shared[3:last])
+            ys, course = along_events(f, *starts, h, method, stops_of_rows, events)
+            out = (ys, course.times, course.states)
         elif along is None:
             out = (replay_within(make, starts, tensors[3:count], h, method, budget),)
         else:
@@ -157,7 +159,7 @@ class TorchSolve(RowFunction):
         last = len(tensors) - (0 if self.stops is None else len(self.stops.names))
         f = self.make_field(tensors[3:last], shared[3:last])
         stops = RowStops.of(self.stops, per_row(rows, shared[last:], tensors[last:]), times, t0)
-        events = None if self.make_events is None else self.make_events(tensors[3:], shared[3:])
+        events = None if self.make_events is None else self.make_events(tensors[3:last], shared[3:last])
         return solve_rows(f, y0, times, t0, self.method, **self.control, stops=stops, events=events)
 
     def run(self, rows: int, shared: tuple[bool, ...], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve.events.course import ended_rows
-from pyro_latentde.solve.events.replay import along_events, settled_steps
 from pyro_latentde.solve.events.rows import RowEvent
 from pyro_latentde.solve.events.watch import RowEvents
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.row_solution import MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
+from pyro_latentde.solve.step_record import StepRecord
 from pyro_latentde.solve.stops.rows import RowStops
 from pyro_latentde.solve.torch_engine.adaptive import solve_adaptive
-from pyro_latentde.solve.torch_engine.adaptive_stops import solve_stopping
-from pyro_latentde.solve.torch_engine.replay import follow, plan_outputs, replay_rows
+from pyro_latentde.solve.torch_engine.plan import plan_outputs
+from pyro_latentde.solve.torch_engine.replay import along_events, follow, replay_rows, settled_steps
 
 __all__ = ["RowSolution", "replay_rows", "solve_rows"]
 
@@ -72,12 +72,13 @@ def solve_rows(
         >>> [round(value, 6) for value in rows.ys[0, :, 0].tolist()], rows.status.tolist()
         ([0.606531, 0.367879], [0, 0])
     """
+    stops = RowStops.of(None, (), times, t0) if stops is None else stops
     if steps is not None:
         return _solve_given(f, y0, times, t0, steps, None, method, None, stops, events)
     if step_size is not None and events:
-        return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, step_size, events)
+        return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, step_size, stops, events)
     if step_size is not None:
-        equal = _equal_steps if stops is None else stops.equal_steps
+        equal = stops.equal_steps if stops.any else _equal_steps
         steps, offsets, cut = equal(times, t0, step_size, max_steps)
         return _solve_given(f, y0, times, t0, steps, offsets, method, cut, stops)
     if not method.adaptive:
@@ -85,9 +86,7 @@ def solve_rows(
             f"method {method.name!r} does not estimate its error: expected step_size=, got none. "
             "Give step_size, or choose tsit5, dopri5, dopri8, bosh3 or heun."
         )
-    if stops is not None:
-        return solve_stopping(f, y0, times, t0, method, rtol, atol, max_steps, stops)
-    return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, None, events)
+    return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, None, stops, events)
 
 
 def _equal_steps(times: Tensor, t0: Tensor, step_size: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,15 +112,16 @@ def _solve_given(
     steps: Tensor,
     offsets: Tensor | None,
     method: Method,
-    cut: Tensor | None = None,
-    stops: RowStops | None = None,
+    cut: Tensor | None,
+    stops: RowStops,
     events: list[RowEvent] | None = None,
 ) -> RowSolution:
     """Known steps; a row whose state or slope stops being finite fails there."""
     if events:
-        steps = settled_steps(f, y0, t0, steps, method, events)
-    ended = ended_rows(events, steps) if events else None
-    plan = plan_outputs(times, t0, steps if ended is None else steps[..., :2], offsets, stops, ended)
+        steps = settled_steps(f, y0, t0, steps, method, stops, events)
+    record = StepRecord.read(steps, stops.any, bool(events))
+    ended = ended_rows(events, record) if events else None
+    plan = plan_outputs(times, t0, record, offsets, stops, ended)
     last_good, failed = plan.count.clone(), torch.zeros_like(plan.count, dtype=torch.bool)
 
     def check(n: int, rows: Tensor, y: Tensor, slope: Tensor) -> None:
@@ -137,7 +137,7 @@ def _solve_given(
     started = torch.ones_like(failed)
     found = None
     if events:
-        ys, course = along_events(f, y0, times, t0, steps, method, events, check)
+        ys, course = along_events(f, y0, times, t0, steps, method, stops, events, check)
         found = RowEvents(course.times, course.which, course.states)
     else:
         ys = follow(f, y0, times, t0, plan, method, check, stops)
