@@ -24,6 +24,7 @@ from pyro_latentde.solve.solution import Solution
 from pyro_latentde.solve.stiffness import fastest_decay
 from pyro_latentde.solve.stops.discontinuities import Discontinuities
 from pyro_latentde.solve.stops.dose import Dose
+from pyro_latentde.solve.structure import StateShape
 from pyro_latentde.solve.vector_field import BoundField
 
 __all__ = ["odesolve"]
@@ -138,8 +139,7 @@ def odesolve(
     ys, report, *found = parts[0] if len(parts) == 1 else _join(first, parts)
     _raise_failures(first, report, ys, found, strict)
     batch, state, solved = first.batch, first.info.state, ys
-    if state.logs is not None:
-        ys, found = state.logs.to_user(ys), [*found[:1], *map(state.logs.to_user_padded, found[1:2]), *found[2:]]
+    ys, found = _not_logarithms(state, ys, found)
     ys, report, *found = _in_batch(batch, ys, report, *found)
 
     return Solution(
@@ -160,6 +160,13 @@ def odesolve(
         _start=first.tensors[2].detach(),
         _decay=lambda row: fastest_decay(first, solved.detach(), row),
     )
+
+
+def _not_logarithms(state: StateShape, ys: Tensor, found: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """States, also those at events, as the user knows them."""
+    if state.logs is None:
+        return ys, found
+    return state.logs.to_user(ys), [*found[:1], *map(state.logs.to_user_padded, found[1:2]), *found[2:]]
 
 
 def _in_batch(batch: torch.Size, *rows: Tensor) -> tuple[Tensor, ...]:
