@@ -79,8 +79,8 @@ def _number(name: int | str, state: StateShape) -> int:
         if not -state.size <= name < state.size:
             there = "there is 1 state" if state.size == 1 else f"there are {state.size} states"
             raise DataError(
-                f"a Dose into state {name}, but {there}, numbered 0 to {state.size - 1}: give one of these numbers, or the "
-                "name of a state."
+                f"a Dose into state {name}, but {there}, numbered 0 to {state.size - 1}: give one of these numbers, or "
+                "the name of a state."
             )
         return name % state.size
     known = state.coordinates
