@@ -90,7 +90,7 @@ def odesolve(
             ends where the event is now.
         events: An :class:`Event`, or several: what happens where a condition on the state changes sign. The first
             event of a row is taken first, and one at the time of a dose before it; ``solution.events`` tells what
-            happened. With doses, jumps or knots the torch engine solves.
+            happened.
         positive: States that stay above 0, ``True`` for all, or names or indices, ``["hare", "lynx"]``. They are solved
             as logarithms and held to relative errors of rtol (1 + \|log y\|); what is below 1.5e-154 (float32: 1.1e-19)
             is given back as that. Results and gradients are those of y.

@@ -236,8 +236,8 @@ class CpuKernel(Kernel):
             tell(report[1], width, blocks, keeping.allowance.limit, budget)
         elif a.rows:
             self.expect(taken, spans)
-        marked = self.stops is not None or self.events is not None
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind, marked, a, again), found)
+        ends = (self.stops is not None) + (self.events is not None)
+        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind, ends, a, again), found)
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray, *found: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``, and of times and states of events."""
