@@ -24,6 +24,7 @@ NOTEBOOKS = (
     "07_identifiability.ipynb",
     "08_trust.ipynb",
     "09_choosing_a_method.ipynb",
+    "10_drugs.ipynb",
 )
 LARGEST = 1_500_000  # bytes
 PRIVATE = (f"{Path.home()}/", f"{FOLDER.parent}/", f"{tempfile.gettempdir()}/", "site-packages", "Traceback")
