@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_latentde.errors import ShapeError, SolveError
 from pyro_latentde.solve.choices import not_among
+from pyro_latentde.solve.lift import in_fresh_thread
 from pyro_latentde.solve.memory import budget_bytes
 from pyro_latentde.solve.methods.catalog import get_method
 from pyro_latentde.solve.problem import Problem
@@ -96,7 +97,7 @@ class SolveSettings:
         """
         if self.replay is None:
             return None
-        steps = self.replay._steps().detach()
+        steps = in_fresh_thread(lambda: self.replay._steps().detach())  # the caller's transforms have no part in it
         batch = self.replay.status.shape
         if batch != problem.batch:
             raise ShapeError(

@@ -13,10 +13,10 @@ from stiff_problems import ROBER
 import pyro_latentde as lde
 from pyro_latentde.errors import SolveError
 from pyro_latentde.solve import engines
+from pyro_latentde.solve.fused.cuda import device as cuda_device
+from pyro_latentde.solve.fused.cuda import kernel as cuda
+from pyro_latentde.solve.fused.cuda import source as cuda_source
 from pyro_latentde.solve.fused.cuda.device import simulated
-from pyro_latentde.solve.fused.cuda.kernel import device as cuda_device
-from pyro_latentde.solve.fused.cuda.kernel import kernel as cuda
-from pyro_latentde.solve.fused.cuda.kernel import source as cuda_source
 from pyro_latentde.solve.methods.catalog import SYMPLECTIC
 from pyro_latentde.solve.solution import Status
 

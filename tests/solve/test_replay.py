@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from pyro_latentde import odesolve
 from pyro_latentde.solve.methods.catalog import METHODS
 from pyro_latentde.solve.torch_engine.stepper import replay_rows, solve_rows
 
@@ -166,3 +167,19 @@ def test_scalar_rounding_of_the_grid_never_loses_the_last_output():
         again = replay_rows(lambda t, y: -y, y0, times, t0, out.steps, METHODS["dopri5"])
         assert torch.isfinite(again).all()
         torch.testing.assert_close(again, out.ys, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("engine", ["fused", "torch"])
+def test_steps_are_taken_again_inside_a_transform(engine):
+    """Of a solve outside it, and of one inside: both find their steps where no transform is active."""
+    y0, times, rate = torch.ones(1).double(), torch.tensor([0.0, 0.5]).double(), torch.tensor(2.0).double()
+    decay = lambda t, y, k: -k * y  # noqa: E731
+    before = odesolve(decay, y0, times, rate, engine=engine)
+
+    def last(k, steps=None):
+        steps = steps or odesolve(decay, y0, times, k.detach(), engine=engine)
+        return odesolve(decay, y0, times, k, engine=engine, replay=steps).ys[-1, 0]
+
+    expected = -0.5 * torch.exp(tensor(-1.0))[0]
+    torch.testing.assert_close(torch.func.grad(lambda k: last(k, before))(rate), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.func.grad(last)(rate), expected, rtol=1e-6, atol=0)

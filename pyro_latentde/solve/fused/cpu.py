@@ -27,6 +27,7 @@ BLOCK = 64  # rows a thread takes at once, where there are enough
 SERIAL = 16  # below this many rows the pool costs more than it gives
 
 SMALL = 60  # statements; a larger function is called, not copied to each stage: compiling would take the longer
+FEW = 3  # states; Newton's method with more is called too: solves are as fast, and compiling 2 - 4 times faster
 
 
 class _Pool:
@@ -120,7 +121,12 @@ class CpuKernel(Kernel):
 
     def _build(self, kind: str) -> tuple[Callable, int]:
         source, size = self.source(kind)
-        return load_kernel(source, kind, SMALL), size
+        return load_kernel(source, kind, self.small), size
+
+    @property
+    def small(self) -> int:
+        """Statements up to which a function is copied to where it is called."""
+        return 0 if self.method.uses_newton and self.states > FEW else SMALL
 
     def chunk(self, rows: int) -> int:
         """Rows whose shared-parameter gradients are summed together: whatever the threads, or sums would differ."""
@@ -157,7 +163,9 @@ class CpuKernel(Kernel):
     def long_rows(self) -> LongRows:
         """Both kernels, made to stop in the middle of a row."""
         forward, adjoint = self.source("forward"), self.source("adjoint")
-        return LongRows(*forward, *adjoint, self.carried, self.leaves, self.width, partial(load_kernel, small=SMALL))
+        return LongRows(
+            *forward, *adjoint, self.carried, self.leaves, self.width, partial(load_kernel, small=self.small)
+        )
 
     def solve(
         self,

@@ -16,6 +16,9 @@ from pyro_latentde.solve.fused.templates.stops import constant_input, constant_i
 
 __all__ = ["FieldSource", "delayed_source", "field_source", "literal"]
 
+DENSE = 6  # states; in larger Jacobians zeros are written by a loop, and only the other entries one by one
+LONGEST = 4000  # statements; a longer Jacobian is a loop over its columns
+
 
 @dataclass(frozen=True)
 class FieldSource:
@@ -236,13 +239,40 @@ def _field_jac(graph: Graph, outputs: Sequence[Node], at: WorkLayout) -> tuple[s
     """Rows by reverse mode, one for each output; what they have in common is computed once."""
     body, d = _Body({"t": lambda: "t", "y": _state("yo")}, field_time(at)), len(outputs)
     zero, one = graph.const(0.0), graph.const(1.0)
+    sparse = d > DENSE
+    if sparse:
+        body.lines += [f"for i in range({d * d}):", "    w[jo + i] = 0.0"]
     for i in range(d):
         bars = vjp(graph, outputs, [one if j == i else zero for j in range(d)]).scalars
         row = [bars.get(graph.leaf("y", j), zero) for j in range(d)]
         body.add(row)
-        body.lines += [f"w[jo + {i * d + j}] = {body.names[n]}" for j, n in enumerate(row)]
-    head = "def field_jac(t: float, w: Floats, yo: int, jo: int, ws: int, p: Floats, o: Ints) -> float:"
-    return body.function(head, "return 0.0"), body
+        body.lines += [f"w[jo + {i * d + j}] = {body.names[n]}" for j, n in enumerate(row) if not sparse or n != zero]
+        if len(body.lines) > LONGEST:
+            return _field_jac_by_columns(graph, outputs, at)
+    return body.function(_JACOBIAN, "return 0.0"), body
+
+
+def _field_jac_by_columns(graph: Graph, outputs: Sequence[Node], at: WorkLayout) -> tuple[str, _Body]:
+    """A loop over columns, each the derivative along one state; what they have in common is computed before it."""
+    d, zero = len(outputs), graph.const(0.0)
+    dots = jvp(graph, outputs, lambda n: graph.leaf("y_dot", *n.args) if n.op == "y" else zero, None)
+    body = _Body({"t": lambda: "t", "y": _state("yo"), "y_dot": _state("ws")}, field_time(at))
+    body.scratch = d
+    moving: set[Node] = set()
+    for node in reachable(dots):
+        if node.op == "y_dot" or any(a in moving for a in node.operands):
+            moving.add(node)
+        else:
+            body.add([node])
+    before = len(body.lines)
+    body.add(dots)
+    column = [*body.lines[before:], *(f"w[jo + {i * d} + m] = {body.names[n]}" for i, n in enumerate(dots))]
+    seed = [f"for i in range({d}):", "    w[ws + i] = 0.0", "w[ws + m] = 1.0"]
+    body.lines[before:] = [f"for m in range({d}):", *("    " + line for line in (*seed, *column))]
+    return body.function(_JACOBIAN, "return 0.0"), body
+
+
+_JACOBIAN = "def field_jac(t: float, w: Floats, yo: int, jo: int, ws: int, p: Floats, o: Ints) -> float:"
 
 
 def field_source(

@@ -105,7 +105,12 @@ class Graph:
         return self._make("search", (leaf, offset, stride, size, right, value), "i")
 
     def matvec(self, matrix: Matrix, vector: Sequence[Node]) -> list[Node]:
-        """The elements of ``matrix @ vector``, kept as one loop over the parameter array."""
+        """The elements of ``matrix @ vector``, kept as one loop over the parameter array; of a unit vector a column."""
+        zero, one = self.const(0.0), self.const(1.0)
+        ones = [j for j, x in enumerate(vector) if x is one]
+        if len(ones) == 1 and sum(x is zero for x in vector) == len(vector) - 1:
+            first = matrix.offset + ones[0] * matrix.column
+            return [self.leaf("leaf", matrix.leaf, first + i * matrix.row) for i in range(matrix.shape[0])]
         product = self._make("matvec", (matrix, tuple(vector)), "v")
         return [self._make("elem", (product, i), "f") for i in range(matrix.shape[0])]
 

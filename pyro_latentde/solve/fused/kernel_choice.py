@@ -13,6 +13,20 @@ milliseconds of one core (AMD EPYC with AVX-512), several rows side by side in a
     400, 512       880              735             1548
     800, 64        515              417              753
 
+Kernels of implicit methods hold the symbolic Jacobian too, as single entries or as a loop over its columns. Seconds to
+compile value and gradient, and milliseconds of a solve with its gradient, one row, kvaerno5, 1e-6, two busy cores
+(Brusselator on a line, and a dense linear system with rates from 1 to 1e4):
+
+    states             compile   kernel   torch engine
+    10, Brusselator        1.6      1.4         19,000
+    40, Brusselator        2.6       13         30,000
+    80, Brusselator        3.9      101     not measured
+    160, Brusselator      some 10   130        290,000
+    300, Brusselator        34    1,300   not measured
+    40, dense              5.5       18        107,000
+
+Newton's method calls the field so often that operations on small tensors never win; only compiling sets a limit.
+
 Kernels compute in float64 whatever the tensors hold, and read each weight once for all lanes; a matrix product in
 float32 does twice as much at a time, and at some width that counts for more than all else.
 """
@@ -26,9 +40,10 @@ from pyro_latentde.solve.fused.trace import Trace
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.stops.schedule import Stops
 
-__all__ = ["LARGEST", "WIDEST", "is_wide", "new_kernel", "too_large", "why_fused"]
+__all__ = ["LARGEST", "LARGEST_STIFF", "WIDEST", "is_wide", "new_kernel", "too_large", "why_fused"]
 
 LARGEST = 1500  # scalar statements; above, compiling takes seconds and matrix products win
+LARGEST_STIFF = 3000  # of a field whose Jacobian is needed
 WIDEST = {torch.float32: 250_000, torch.float64: 1_000_000}  # entries of all matrices of a network
 
 
@@ -52,9 +67,10 @@ def too_large(trace: Trace, method: Method, dtype: torch.dtype, device: bool, sm
             f"the network has {trace.entries} matrix entries, more than {WIDEST[dtype]}: matrix products in {kind} are "
             f"faster"
         )
-    if trace.size <= LARGEST:
+    largest = LARGEST_STIFF if method.uses_newton else LARGEST
+    if trace.size <= largest:
         return None
-    return f"the field has {trace.size} scalar statements, more than {LARGEST}: matrix products are faster"
+    return f"the field has {trace.size} scalar statements, more than {largest}: matrix products are faster"
 
 
 def why_fused(trace: Trace, method: Method, device: bool, smooth: bool = True) -> str:

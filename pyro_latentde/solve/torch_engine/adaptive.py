@@ -27,7 +27,8 @@ from pyro_latentde.solve.row_solution import MAX_STEPS, NON_FINITE, TOO_MANY_EVE
 from pyro_latentde.solve.step_record import StepLog
 from pyro_latentde.solve.stops.rows import RowStops
 from pyro_latentde.solve.torch_engine.runge_kutta import accepts_rows, dense_stages, interpolate, restrict
-from pyro_latentde.solve.torch_engine.trial import Trial, given_trial, rms, switches, take_trial
+from pyro_latentde.solve.torch_engine.switching import change_rows, lost_leaps, switches
+from pyro_latentde.solve.torch_engine.trial import Trial, given_trial, rms, take_trial
 from pyro_latentde.solve.torch_engine.work_rows import WorkRows
 
 __all__ = ["AdaptiveRows", "solve_adaptive"]
@@ -260,7 +261,10 @@ class AdaptiveRows:
         s.h = torch.where(s.live, chosen, s.h)
         s.error = torch.where(accept, trial.error.clamp(min=1e-10), s.error)
         s.rejected, s.broken = s.live & ~accept, s.live & ~finite
-        return switches(method, trial, s, h, (self.rtol, self.atol)) & accept if method.stiff is not None else None
+        if method.stiff is None:
+            return None
+        s.rejected = s.rejected & ~lost_leaps(s, s.rejected)
+        return switches(method, trial, s, h, (self.rtol, self.atol), accept)
 
     def _move(self, step: Taken, accept: Tensor, over: Tensor, change: Tensor | None) -> None:
         """Rows at the ends of their accepted steps."""
@@ -338,7 +342,7 @@ class AdaptiveRows:
     def _begin_anew(self, change: Tensor) -> None:
         """Rows that switch take the slope at their state, and count again."""
         s = self.rows
-        s.stiff, s.hints = s.stiff ^ change, torch.where(change, 0, s.hints)
+        change_rows(s, change)
         s.kind = torch.where(change, 2.0, s.kind)
         onward = change & s.live
         self.evals[s.row[onward]] += 1

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One trial step of every row with its error, and whether a row had better change between explicit and implicit."""
+"""One trial step of every row with its error."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,7 @@ from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.torch_engine.implicit import Field, ImplicitStep, implicit_step
 from pyro_latentde.solve.torch_engine.runge_kutta import main_stages
 
-__all__ = ["BOUND", "CALM", "PATIENCE", "Trial", "given_trial", "rms", "switches", "take_trial"]
-
-BOUND = 3.0  # step times decay rate from which on stability bounds an explicit step; its limit is about 3.3
-CALM = 1.0  # below it an explicit step of this size would be stable with room to spare
-PATIENCE = {"explicit": 8, "implicit": 4}  # such steps, one after the other, until a row switches
+__all__ = ["Trial", "given_trial", "rms", "take_trial"]
 
 
 @dataclass
@@ -119,28 +114,3 @@ def _error_norm(errors: list[Tensor], y: Tensor, y_new: Tensor, control: tuple[f
     fifth, third = norms
     size = torch.sqrt(fifth**2 + 0.01 * third**2)
     return torch.where(size == 0, 0.0, fifth**2 / size)
-
-
-def switches(method: Method, trial: Trial, s: Any, h: Tensor, control: tuple[float, float]) -> Tensor:
-    """Rows that change after this step if it is accepted, ``(R,)``; counts the hints of the rows ``s``.
-
-    An explicit step says how fast the fastest decay is by two stages at the same time, |f(Y7) - f(Y6)| / |Y7 - Y6|, an
-    implicit one by a norm of the Jacobian. Differences are weighed as in the error test, since the stiff states may be
-    the small ones.
-
-    References:
-        Hairer, Wanner, Solving Ordinary Differential Equations II, 2nd ed., Springer 1996, IV.2.
-    """
-    rtol, atol = control
-    scale = atol + rtol * torch.maximum(s.y.abs(), trial.y_new.abs())
-    k, width = trial.k, h.to(s.y.dtype)[:, None]
-    sixth = s.y + width * sum(a * stage for a, stage in zip(method.a[5], k[:5], strict=True))
-    bend, apart = rms((k[6] - k[5]) / scale).to(h), rms((trial.y_new - sixth) / scale).to(h)
-    hinted = h.abs() * bend > BOUND * apart
-    calm = torch.zeros_like(hinted)
-    if trial.implicit is not None:
-        calm = h.abs() * trial.implicit.jacobian.abs().sum(2).amax(1).to(h) < CALM
-    explicit = torch.where(hinted, s.hints + 1, (s.hints - 1).clamp(min=0))
-    implicit = torch.where(calm, s.hints + 1, 0)
-    s.hints = torch.where(s.stiff, implicit, explicit)
-    return s.hints >= torch.where(s.stiff, PATIENCE["implicit"], PATIENCE["explicit"])

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from pyro_latentde.solve.torch_engine.switching import LEAST
+
 __all__ = ["WorkRows"]
 
 
@@ -13,8 +15,8 @@ __all__ = ["WorkRows"]
 class WorkRows:
     """The rows being integrated, one entry per row in every field; ``live`` is False once a row has ended.
 
-    ``stop`` is the number of the stop ahead, ``kind`` how the next step is taken (``step_record.py``), ``cursor`` the
-    number of outputs that are written.
+    ``hints``, ``patience`` and ``former`` are those of ``switching.py``, ``stop`` is the number of the stop ahead,
+    ``kind`` how the next step is taken (``step_record.py``), ``cursor`` the number of outputs that are written.
     """
 
     row: Tensor
@@ -28,6 +30,8 @@ class WorkRows:
     broken: Tensor
     stiff: Tensor
     hints: Tensor
+    patience: Tensor
+    former: Tensor
     kind: Tensor
     cursor: Tensor
     times: Tensor
@@ -41,7 +45,8 @@ class WorkRows:
         flag, zero = torch.zeros_like(row, dtype=torch.bool), torch.zeros_like(row)
         direction, cursor = torch.where(span < 0, -1.0, 1.0).to(times), (times == t0[:, None]).sum(1)
         kind = torch.full_like(t0, 2.0)  # a first stage that is f(t, y)
-        return cls(row, flag, t0, y0, span, y0, one, flag, flag, flag, zero, kind, cursor, times, direction, stop)
+        changing = flag, zero, torch.full_like(row, LEAST), torch.zeros_like(t0)
+        return cls(row, flag, t0, y0, span, y0, one, flag, flag, *changing, kind, cursor, times, direction, stop)
 
     def take(self, keep: Tensor) -> "WorkRows":
         return WorkRows(*(getattr(self, field.name)[keep] for field in fields(self)))

@@ -25,7 +25,7 @@ from pyro_latentde.solve.fused.templates.landing import (
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, lines, stage
 from pyro_latentde.solve.fused.templates.recording import by_kind, record_end, record_stages, zero_stages
 from pyro_latentde.solve.fused.templates.stops import start_at_stops
-from pyro_latentde.solve.fused.templates.switching import back_to_explicit, switch
+from pyro_latentde.solve.fused.templates.switching import back_to_explicit, leap, lost_leap, start_switching, switch
 from pyro_latentde.solve.fused.templates.symplectic import hermite_output, speeds_at_ends, symplectic_trial
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.stops.schedule import Stops
@@ -159,7 +159,7 @@ def _start_of_implicit(method: Method) -> str:
     if not method.uses_newton:
         return ""
     lines = ["stale = True", "fresh = False", "age = 0", "taken = 2.0"]
-    return "\n".join(lines + (["stiff = False", "hints = 0"] if method.stiff else []))
+    return "\n".join(lines + start_switching(method))
 
 
 def _next_step(method: Method, at: WorkLayout, d: int) -> str:
@@ -207,7 +207,9 @@ def _trial(method: Method, at: WorkLayout, d: int) -> str:
     elif method.kind == "implicit":
         taken = f"{implicit_trial(method, at, d)}\nerror = 0.0\n{_error_norm(method, at, d)}"
     else:
-        implicit = f"{implicit_trial(method.stiff, at, d)}\nerror = 0.0\n{_error_norm(method.stiff, at, d)}"
+        implicit = (
+            f"{implicit_trial(method.stiff, at, d, lost_leap(method))}\nerror = 0.0\n{_error_norm(method.stiff, at, d)}"
+        )
         taken = f"if stiff:\n    {indent(implicit, 1)}\nelse:\n    {indent(_explicit_trial(method, at, d), 1)}"
     k = method.error_order or 1
     return f"""            {indent(taken, 3)}
@@ -215,7 +217,7 @@ def _trial(method: Method, at: WorkLayout, d: int) -> str:
             if mode == 0 and (not fine or error > 1.0):
                 rejected += 1
                 unfinished = not fine
-                shrink = 0.2
+{lines(lost_leap(method), 4)}                shrink = 0.2
                 if fine:
                     shrink = max(0.2, 0.9 * error ** (-{1.0 / k!r}))
                 h = h * shrink
@@ -294,7 +296,7 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 retry = False
                 unfinished = False
                 h = h * factor
-{lines(goes_on, 4)}{lines(watched_anew(at), 3)}{lines(event_happens(method, at, d), 3)}"""
+{lines(goes_on, 4)}{lines(leap(method), 4)}{lines(watched_anew(at), 3)}{lines(event_happens(method, at, d), 3)}"""
 
 
 def _reach(at: WorkLayout) -> str:

@@ -24,7 +24,7 @@ SLOW = 1e-2  # rates above it ask for a new Jacobian in the next step
 OLDEST = 20  # steps
 
 
-def implicit_trial(method: Method, at: WorkLayout, d: int) -> str:
+def implicit_trial(method: Method, at: WorkLayout, d: int, lost: str = "") -> str:
     """All stages; sets ``fine``, ``total`` and the error, or goes on with a smaller step or a new Jacobian."""
     stages = "\n".join(_stage(method, at, d, s) for s in range(1, len(method.c)))
     last = at.k + (len(method.c) - 1) * d
@@ -60,7 +60,7 @@ if rate < 0.0:
     if mode != 0:
         code = 5
         break
-    if fresh:
+{lines(lost, 1)}    if fresh:
         h = 0.25 * h
     else:
         stale = True
