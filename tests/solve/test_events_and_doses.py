@@ -334,7 +334,19 @@ def test_what_is_refused():
     with pytest.raises(SolveError, match="replay= expects .* with events"):
         bolus(BOLUS, "fused", replay=bolus(BOLUS, "fused", events=None))
     with pytest.raises(SolveError, match="memory_budget"):
-        bolus(BOLUS, "fused", memory_budget="1 MB")
+        bolus(BOLUS, "torch", memory_budget="1 MB")
+
+
+def test_steps_that_do_not_fit_are_told():
+    """The steps of solves with events are kept as a whole, or not at all."""
+    x = BOLUS.repeat(20, 1).requires_grad_()
+    with pytest.raises(SolveError, match="20 rows with events needs.*limit is 1.0 KB.*no_grad"):
+        bolus(x, "fused", memory_budget="1 KB")
+    with torch.no_grad():
+        assert bolus(x, "fused", memory_budget="1 KB").ok.all()
+    (whole,) = torch.autograd.grad(bolus(x, "fused", memory_budget="10 MB").events.times[:, 1].sum(), x)
+    (plain,) = torch.autograd.grad(bolus(x, "fused").events.times[:, 1].sum(), x)
+    assert torch.equal(whole, plain)
 
 
 def decay_in_two(x, engine, times=TIMES, **settings):
