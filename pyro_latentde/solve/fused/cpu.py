@@ -251,16 +251,12 @@ class CpuKernel(Kernel):
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray, *found: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``, and of times and states of events."""
         kernel, size, positions = self.adjoint_kernel(a)
-        at, chunk = a.layout, self.chunk(a.rows)
-        chunks = -(-a.rows // chunk)
-        i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
-        bars = np.zeros(k + at.size + chunks * at.shared_size)
-        y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
-        spans = steps.places()
+        at, chunk, spans = a.layout, self.chunk(a.rows), steps.places()
+        parts = self.zero_bars(a)
 
         def task(lo: int, hi: int) -> None:
             w, o, q = _SCRATCH.of(size, positions)
-            tail = (spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides, at.chunk_strides)
+            tail = (spans, *parts, at.places, at.strides, at.chunk_strides)
             for row, end, records in steps.pieces(lo, hi, spans, chunk if at.shared_size else 0, cut=True):
                 head = (row, end, row // chunk, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy)
                 if records is None:
@@ -269,9 +265,23 @@ class CpuKernel(Kernel):
                     kernel(*head, steps.status, records, *tail, w, o, q, *found)
 
         _POOL.map(task, a.rows, chunk)
+        return self.all_bars(a, *parts)
+
+    def zero_bars(self, a: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Cotangents of y0, times, t0 and parameters, then of shared ones by chunks of rows: parts of one array."""
+        chunks = -(-a.rows // self.chunk(a.rows))
+        i = a.rows * self.states
+        j = i + a.rows * a.points
+        k = j + a.rows
+        bars = np.zeros(k + a.layout.size + chunks * a.layout.shared_size)
+        return bars[:i], bars[i:j], bars[j:k], bars[k:]
+
+    def all_bars(self, a: Arrays, y0_bar: np.ndarray, ts_bar: np.ndarray, t0_bar: np.ndarray, g: np.ndarray) -> Bars:
+        """The cotangents, those of shared parameters summed over the chunks."""
+        at = a.layout
         if at.shared_size:
-            g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
-        return Bars(y0_bar, ts_bar, t0_bar, g, _all_finite(bars))
+            g[at.size : at.size + at.shared_size] = g[at.size :].reshape(-1, at.shared_size).sum(0)
+        return Bars(y0_bar, ts_bar, t0_bar, g, _all_finite(y0_bar.base))
 
     def tangent(
         self,

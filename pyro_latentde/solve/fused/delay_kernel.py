@@ -13,7 +13,7 @@ from pyro_latentde.solve.delays.field import rowwise
 from pyro_latentde.solve.delays.replay import replay_delayed
 from pyro_latentde.solve.delays.torch_solve import require_forward
 from pyro_latentde.solve.fused import templates
-from pyro_latentde.solve.fused.cpu import _POOL, _SCRATCH, CHUNK, CpuKernel, _all_finite
+from pyro_latentde.solve.fused.cpu import _POOL, _SCRATCH, CHUNK, CpuKernel
 from pyro_latentde.solve.fused.emit import delayed_source
 from pyro_latentde.solve.fused.graph_torch import batched_graph
 from pyro_latentde.solve.fused.operator import FusedSolve
@@ -119,29 +119,20 @@ class DelayKernel(CpuKernel):
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``."""
         kernel, size = self._adjoint
-        at = a.layout
-        chunks = -(-a.rows // CHUNK)
-        i, j, k = a.rows * self.states, a.rows * (self.states + a.points), a.rows * (self.states + a.points + 1)
-        bars = np.zeros(k + at.size + chunks * at.shared_size)
-        y0_bar, ts_bar, t0_bar, g = bars[:i], bars[i:j], bars[j:k], bars[k:]
+        at, chunk, spans = a.layout, self.chunk(a.rows), steps.places()
+        parts = self.zero_bars(a)
 
         def task(lo: int, hi: int) -> None:
             w, o, q = _SCRATCH.of(size, self.leaves + self.at.lags)
-            for first, last, records in steps.blocks:
-                row, waiting = max(lo, first), self._beside(records)
-                while row < min(hi, last):
-                    end = min(hi, last, (row // CHUNK + 1) * CHUNK) if at.shared_size else min(hi, last)
-                    kernel(
-                        row, end, row // CHUNK, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
-                        steps.status, records, waiting, steps.spans, y0_bar, ts_bar, t0_bar, g, at.places, at.strides,
-                        at.chunk_strides, w, o, q,
-                    )  # fmt: skip
-                    row = end
+            for row, end, records in steps.pieces(lo, hi, spans, chunk if at.shared_size else 0):
+                kernel(
+                    row, end, row // chunk, a.points, a.times, a.times_stride, 0, a.offsets, at.strides, gy,
+                    steps.status, records, self._beside(records), spans, *parts, at.places, at.strides,
+                    at.chunk_strides, w, o, q,
+                )  # fmt: skip
 
-        _POOL.map(task, a.rows, CHUNK)
-        if at.shared_size:
-            g[at.size : at.size + at.shared_size] = g[at.size :].reshape(chunks, at.shared_size).sum(0)
-        return Bars(y0_bar, ts_bar, t0_bar, g, _all_finite(bars))
+        _POOL.map(task, a.rows, chunk)
+        return self.all_bars(a, *parts)
 
     def tangent(
         self,
@@ -156,17 +147,16 @@ class DelayKernel(CpuKernel):
         """Directional derivative (R, T, D) of the outputs; tangents of y0, times and t0 are given per row."""
         kernel, size = self._tangent
         out = np.empty((a.rows, a.points, self.states))
-        flat = [np.ascontiguousarray(x) for x in (y0_dot, times_dot, t0_dot)]
+        flat, spans = [np.ascontiguousarray(x) for x in (y0_dot, times_dot, t0_dot)], steps.places()
 
         def task(lo: int, hi: int) -> None:
             w, o, od = _SCRATCH.of(size, self.leaves + self.at.lags)
-            for first, last, records in steps.blocks:
-                if max(lo, first) < min(hi, last):
-                    kernel(
-                        max(lo, first), min(hi, last), a.points, a.times, a.times_stride, 0, a.offsets,
-                        a.layout.strides, p_dot, p_dot_layout.offsets, p_dot_layout.strides, steps.status, records,
-                        self._beside(records), steps.spans, *flat, out, w, o, od,
-                    )  # fmt: skip
+            for row, end, records in steps.pieces(lo, hi, spans):
+                kernel(
+                    row, end, a.points, a.times, a.times_stride, 0, a.offsets, a.layout.strides, p_dot,
+                    p_dot_layout.offsets, p_dot_layout.strides, steps.status, records, self._beside(records), spans,
+                    *flat, out, w, o, od,
+                )  # fmt: skip
 
         _POOL.map(task, a.rows, CHUNK)
         return [out]
