@@ -95,8 +95,6 @@ def _why_not_fused(problem: Problem, method: str) -> str | None:
     kernels, found, device = problem.info.kernels, traced(problem), on_device(problem.tensors[0])
     if isinstance(found, str):
         return found
-    if problem.events and problem.stops is not None:
-        return "events together with doses, jumps or inputs with knots are found by the torch engine"
     smooth = problem.stops is None
     if ("why", method, smooth) not in kernels:
         from pyro_latentde.solve.fused.kernel_choice import too_large, why_fused

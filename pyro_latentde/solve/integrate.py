@@ -91,13 +91,13 @@ def odesolve(
             ends where the event is now.
         events: An :class:`Event`, or several: what happens where a condition on the state changes sign. The first
             event of a row is taken first, and one at the time of a dose before it; ``solution.events`` tells what
-            happened. With doses, jumps or knots the torch engine solves.
+            happened.
         positive: States that stay above 0, ``True`` for all, or names or indices, ``["hare", "lynx"]``. They are solved
             as logarithms and held to relative errors of rtol (1 + \|log y\|); what is below 1.5e-154 (float32: 1.1e-19)
             is given back as that. Results and gradients are those of y.
         memory_budget: Most memory that the steps may take until the gradient is asked for, in bytes or as ``"2 GB"``;
             None: half of what the machine has free. What does not fit is solved again during the backward pass (and
-            once more for rows too long even alone), which gives the same gradient.
+            once more for rows too long even alone), which gives the same gradient; with events it is an error.
 
     Returns:
         The :class:`Solution`; failed rows have zero gradients and never touch their neighbours.
@@ -132,8 +132,8 @@ def odesolve(
     settings = SolveSettings.checked(
         method, rtol, atol, step_size, gradient, max_steps, on_failure, replay, first.tensors[0].dtype, memory_budget
     )
-    _check_events(problems, settings)
     engine_name, reason = choose_engine(first, engine, gradient, settings.method)
+    _check_events(problems, settings, engine_name)
     require_separable(first, settings.method)
     parts = [_solve(p, engine_name, settings) for p in problems]
     ys, report, *found = parts[0] if len(parts) == 1 else _join(first, parts)
@@ -175,11 +175,11 @@ def _in_batch(batch: torch.Size, *rows: Tensor) -> tuple[Tensor, ...]:
     return tuple([x.reshape(*batch, *x.shape[1:]) for x in rows])
 
 
-def _check_events(problems: list[Problem], settings: SolveSettings) -> None:
+def _check_events(problems: list[Problem], settings: SolveSettings, engine: str) -> None:
     if not problems[0].events:
         return
-    if settings.memory_budget is not None:
-        raise SolveError("memory_budget: steps of a solve with events are always kept; leave it out.")
+    if settings.memory_budget is not None and engine != "fused":
+        raise SolveError("memory_budget: the torch engine keeps all steps of a solve with events; leave it out.")
     if len(problems) > 1:
         raise SolveError("events with times to both sides of t0: solve each side by itself.")
     if get_method(settings.method).kind == "symplectic":

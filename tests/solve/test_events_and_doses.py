@@ -11,7 +11,7 @@ from torch.func import grad, jacfwd, jvp, vmap
 import pyro_latentde as lde
 from pyro_latentde.errors import SolveError
 
-ENGINES = ("torch",)
+ENGINES = ("fused", "torch")
 TIGHT = {"method": "dopri8", "rtol": 1e-10, "atol": 1e-12}
 TIMES = tensor(0.0, 1.0, 2.0, 3.0, 5.0, 7.0)
 
@@ -79,6 +79,12 @@ TOP_UP = tensor(0.9, 1.0, 1.4, 1.0, 0.5, 1.9)
 @pytest.mark.parametrize(
     ("engine", "settings"),
     [
+        ("fused", {"rtol": 1e-3}),
+        ("fused", {"rtol": 1e-3, "gradient": "forward"}),
+        ("fused", {"method": "heun", "rtol": 1e-2}),
+        ("fused", {"method": "dopri8", "step_size": 0.6}),
+        ("fused", {"method": "trbdf2", "rtol": 1e-3}),
+        ("fused", {"method": "auto", "rtol": 1e-2, "atol": 1e-3}),
         ("torch", {"rtol": 1e-3}),
         ("torch", {"method": "rk4", "step_size": 0.4}),
         ("torch", {"method": "trbdf2", "step_size": 0.6}),
@@ -102,6 +108,52 @@ def test_gradients_are_exact_along_the_same_steps(engine, settings):
     torch.testing.assert_close(first, mine, rtol=1e4 * close, atol=1e4 * close)
     right = central_difference(lambda x: outcome(top_up(x, engine, replay=solution)), TOP_UP)
     torch.testing.assert_close(mine, right, rtol=1e-8, atol=1e-8)
+
+
+def pendulum(x, engine, **settings):
+    """A driven pendulum with kicks, a push for a while, a wall to bounce off, and marks to pass."""
+    mark = lde.Event(lambda t, y, p: y[1] - p["mark"] * torch.cos(t), max_events=9)
+    wall = lde.Event(
+        lambda t, y, p: y[0] - 0.5, lambda t, y, p: torch.stack([y[0], -p["loss"] * y[1]]), direction=1, max_events=9
+    )
+    kicks = lde.Dose(tensor(0.0, 1.0, 1.0, 2.5), tensor(0.6, 0.2, 0.1, 0.4), 1)
+    push = lde.Dose(x[..., :1] + 0.7, tensor(0.5), 1, duration=1.1)
+    drive = lde.Input(tensor(0.0, 1.5, 3.0), tensor(0.3, -0.2, 0.5), "linear")
+    params = {"u": drive, "loss": x[..., 1], "mark": x[..., 2]}
+    y0 = torch.stack([x[..., 0], 0.2 * x[..., 0]], -1)
+    return lde.odesolve(
+        lambda t, y, p: torch.stack([y[1], p["u"](t) - torch.sin(y[0])]), y0, tensor(0.0, 1.0, 2.5, 4.0), params,
+        events=[mark, wall], doses=[kicks, push], engine=engine, **settings,
+    )  # fmt: skip
+
+
+PENDULA = tensor([0.2, 0.8, 0.1], [0.4, 0.5, 0.3])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"at_dose": "before", "method": "auto"},
+        {"method": "trbdf2", "step_size": 0.5},
+        {"method": "rk4", "step_size": 0.3},
+    ],
+    ids=str,
+)
+def test_engines_agree(settings):
+    """Values, numbers of steps, gradients and tangents."""
+    move, found = tensor([0.3, -0.2, 0.5], [0.1, 0.2, -0.4]), []
+    for engine in ENGINES:
+        x = PENDULA.clone().requires_grad_()
+        solution = pendulum(x, engine, **settings)
+        events = solution.events
+        assert (events.count > 2).all() and (events.which == 1).any()
+        outcome = (solution.ys**2).sum() + events.times.nansum() + (events.states.nan_to_num() ** 3).sum()
+        (gradient,) = torch.autograd.grad(outcome, x)
+        turns = jvp(lambda x, engine=engine: pendulum(x, engine, **settings).ys, (PENDULA,), (move,))[1]
+        found.append((solution.ys.detach(), events.times.detach(), gradient, turns, solution.counts[:, :2]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 def fire(t, y, p):
@@ -161,8 +213,9 @@ def test_rows_with_numbers_of_events_and_doses_of_their_own(engine):
     torch.testing.assert_close(solution.events.times[2, 0], 2.5 + torch.log(tensor(7.0)[0]) / 0.9, rtol=1e-9, atol=0)
     for row in range(4):
         alone = bolus(x[row], engine)
-        torch.testing.assert_close(alone.ys, solution.ys[row], rtol=1e-13, atol=1e-13)
-        torch.testing.assert_close(alone.events.times, solution.events.times[row], rtol=1e-13, atol=0, equal_nan=True)
+        close = {"rtol": 0, "atol": 0} if engine == "fused" else {"rtol": 1e-13, "atol": 1e-13}
+        torch.testing.assert_close(alone.ys, solution.ys[row], **close)
+        torch.testing.assert_close(alone.events.times, solution.events.times[row], **close, equal_nan=True)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -278,10 +331,22 @@ def test_in_a_pyro_model():
 
 
 def test_what_is_refused():
-    with pytest.raises(SolveError, match="fused.*torch engine"):
-        bolus(BOLUS, "fused")
-    with pytest.raises(SolveError, match="without these events|with events"):
-        bolus(BOLUS, "torch", replay=bolus(BOLUS, "torch", events=None))
+    with pytest.raises(SolveError, match="replay= expects .* with events"):
+        bolus(BOLUS, "fused", replay=bolus(BOLUS, "fused", events=None))
+    with pytest.raises(SolveError, match="memory_budget"):
+        bolus(BOLUS, "torch", memory_budget="1 MB")
+
+
+def test_steps_that_do_not_fit_are_told():
+    """The steps of solves with events are kept as a whole, or not at all."""
+    x = BOLUS.repeat(20, 1).requires_grad_()
+    with pytest.raises(SolveError, match="20 rows with events needs.*limit is 1.0 KB.*no_grad"):
+        bolus(x, "fused", memory_budget="1 KB")
+    with torch.no_grad():
+        assert bolus(x, "fused", memory_budget="1 KB").ok.all()
+    (whole,) = torch.autograd.grad(bolus(x, "fused", memory_budget="10 MB").events.times[:, 1].sum(), x)
+    (plain,) = torch.autograd.grad(bolus(x, "fused").events.times[:, 1].sum(), x)
+    assert torch.equal(whole, plain)
 
 
 def decay_in_two(x, engine, times=TIMES, **settings):

@@ -23,7 +23,7 @@ from pyro_latentde.solve.memory import Allowance, readable, tell_once
 if TYPE_CHECKING:
     from pyro_latentde.solve.fused.cpu import CpuKernel
 
-__all__ = ["Again", "Blocks", "Control", "Keeping", "tell"]
+__all__ = ["Again", "Blocks", "Control", "Keeping", "refuse", "tell"]
 
 _LOG = logging.getLogger("pyro_latentde")
 
@@ -199,3 +199,13 @@ def tell(counts: np.ndarray, width: int, blocks: Blocks, limit: int, budget: int
         tell_once("fused", text + " That is half of the free memory; memory_budget= sets another limit.")
     else:
         _LOG.info(text)
+
+
+def refuse(counts: np.ndarray, width: int, limit: int) -> None:
+    """Steps of solves with events are kept as a whole, since what happened between them is not known before."""
+    needed = 8 * width * counts.sum()
+    raise SolveError(
+        f"backprop through {int(counts.max()):,} steps x {len(counts):,} rows with events needs ~{readable(needed)}; "
+        f"the limit is {readable(limit)} (memory_budget=, or half of the free memory), and steps of solves with events "
+        "are kept as a whole. Solve fewer rows at once, or with a larger rtol, or without gradient (torch.no_grad())."
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pyro_latentde.errors import GradientPathError
-from pyro_latentde.solve.fused.checkpoints import Again, Blocks, Control, Keeping, tell
+from pyro_latentde.solve.fused.checkpoints import Again, Blocks, Control, Keeping, refuse, tell
 from pyro_latentde.solve.fused.kernel_cache import load_kernel
 from pyro_latentde.solve.fused.kernel_source import Kernel
 from pyro_latentde.solve.fused.records import Arrays, Bars, Layout, Record, Steps
@@ -83,7 +83,6 @@ def set_pool_size(threads: int) -> None:
 
 
 _NO_PLAN = np.zeros((1, 1))
-_UNBOUNDED = 1 << 62  # bytes; steps of solves with events are always kept
 
 
 def _all_finite(x: np.ndarray) -> bool:
@@ -211,7 +210,7 @@ class CpuKernel(Kernel):
         width, taken = self.width, []
         found = self.event_arrays(a.rows)
         found += [np.empty(found[0].shape, dtype=np.int64)] if found else []
-        keeping = Keeping(_UNBOUNDED if found else budget, width)
+        keeping = Keeping(budget, width)
 
         def task(lo: int, hi: int) -> Blocks:
             blocks, row, room = [], lo, int(1.2 * self.steps_per_row) + 8
@@ -237,6 +236,8 @@ class CpuKernel(Kernel):
         if not token:
             return Record(ys, report, None, found)
         again = None
+        if keeping.full and found:
+            refuse(report[1], width, keeping.allowance.limit)
         if keeping.full:
             again = Again(self, control, a, plan, report[1], width, keeping.allowance.limit, _POOL.threads)
             blocks = keeping.thinned(blocks, spans)
@@ -244,8 +245,8 @@ class CpuKernel(Kernel):
             tell(report[1], width, blocks, keeping.allowance.limit, budget)
         elif a.rows:
             self.expect(taken, spans)
-        marked = self.stops is not None or self.events is not None
-        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind, marked, a, again), found)
+        ends = (self.stops is not None) + (self.events is not None)
+        return Record(ys, report, Steps(blocks, spans, report[0], width, self.method.kind, ends, a, again), found)
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray, *found: np.ndarray) -> Bars:
         """Cotangents of all inputs from those of the outputs, ``(R, T, D)``, and of times and states of events."""

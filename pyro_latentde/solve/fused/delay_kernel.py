@@ -113,7 +113,7 @@ class DelayKernel(CpuKernel):
             return Record(ys, report, None)
         if a.rows:
             self.expect(taken, spans)
-        steps = DelaySteps(blocks, spans, report[0], width, self.method.kind, False, a, lags=self.at.lags)
+        steps = DelaySteps(blocks, spans, report[0], width, self.method.kind, 0, a, lags=self.at.lags)
         return Record(ys, report, steps)
 
     def adjoint(self, a: Arrays, steps: Steps, gy: np.ndarray) -> Bars:

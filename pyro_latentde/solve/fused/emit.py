@@ -217,14 +217,15 @@ def _field_jvp(graph: Graph, outputs: Sequence[Node], part: _Part, at: WorkLayou
     return body.function(head, "return 0.0"), body
 
 
-def _along(graph: Graph, outputs: Sequence[Node], name: str) -> tuple[str, _Body]:
+def _along(graph: Graph, outputs: Sequence[Node], name: str, at: WorkLayout) -> tuple[str, _Body]:
     """The derivative along t and y alone, with the parameters held fixed."""
 
     def tangent(node: Node) -> Node:
         return graph.const(0.0) if node.op == "leaf" else graph.leaf(node.op + "_dot", *node.args)
 
     dots = jvp(graph, outputs, tangent, None)
-    body = _Body({"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")})
+    leaves = {"t": lambda: "t", "t_dot": lambda: "td", "y": _state("yo"), "y_dot": _state("do")}
+    body = _Body(leaves, field_time(at))
     body.add(dots)
     body.lines += [f"w[ko + {i}] = {body.names[n]}" for i, n in enumerate(dots)]
     head = (
@@ -301,7 +302,7 @@ def field_source(
     if jacobian:
         parts.append(_field_jac(graph, outputs, at))
     if events is not None:
-        parts += _events(graph, outputs, kind, events)
+        parts += _events(graph, outputs, kind, events, at.without_inputs())
     return FieldSource(
         source="\n\n".join(source for source, _ in parts),
         scratch=max(body.scratch for _, body in parts),
@@ -309,19 +310,21 @@ def field_source(
     )
 
 
-def _events(graph: Graph, outputs: Sequence[Node], kind: str, events: KernelEvents) -> list[tuple[str, _Body]]:
+def _events(
+    graph: Graph, outputs: Sequence[Node], kind: str, events: KernelEvents, at: WorkLayout
+) -> list[tuple[str, _Body]]:
     """Conditions all at once, resets and derivatives one by one: what did not happen has no part in them."""
     resets = [(_Part(f"reset{e}", 0, len(nodes)), nodes) for e, nodes in enumerate(events.resets) if nodes]
-    parts = [_along(graph, events.conditions, "conditions")]
+    parts = [_along(graph, events.conditions, "conditions", at)]
     if kind == "forward":
-        parts.append(_field(events.conditions, _Part("conditions", 0, len(events.conditions))))
-        return parts + [_field(nodes, part) for part, nodes in resets]
-    parts.append(_along(graph, outputs, "field"))
+        parts.append(_field(events.conditions, _Part("conditions", 0, len(events.conditions)), at))
+        return parts + [_field(nodes, part, at) for part, nodes in resets]
+    parts.append(_along(graph, outputs, "field", at))
     for part, nodes in [*((_Part(f"condition{e}", 0, 1), [c]) for e, c in enumerate(events.conditions)), *resets]:
         if kind == "tangent":
-            parts.append(_field_jvp(graph, nodes, part))
+            parts.append(_field_jvp(graph, nodes, part, at))
         else:
-            parts.append(_field_vjp(graph, nodes, part, states=len(outputs)))
+            parts.append(_field_vjp(graph, nodes, part, at, len(outputs)))
     return parts
 
 

@@ -14,16 +14,18 @@ milliseconds of one core (AMD EPYC with AVX-512), several rows side by side in a
     800, 64        515              417              753
 
 Kernels of implicit methods hold the symbolic Jacobian too, as single entries or as a loop over its columns. Seconds to
-compile value and gradient, and milliseconds of a solve with its gradient, one row, kvaerno5, 1e-6, two busy cores
+compile value and gradient, and milliseconds of a solve with its gradient, one row, kvaerno5, 1e-6, beside other work
 (Brusselator on a line, and a dense linear system with rates from 1 to 1e4):
 
-    states             compile   kernel   torch engine
-    10, Brusselator        1.6      1.4         19,000
-    40, Brusselator        2.6       13         30,000
-    80, Brusselator        3.9      101     not measured
-    160, Brusselator      some 10   130        290,000
-    300, Brusselator        34    1,300   not measured
-    40, dense              5.5       18        107,000
+    states              compile   kernel   torch engine
+    10, Brusselator         2.2      0.7         19,000
+    40, Brusselator         2.0      4.5         30,000
+    80, Brusselator         3.5       23
+    160, Brusselator         16      145        290,000
+    300, Brusselator         36      750
+    20, dense               2.9      4.7
+    40, dense               4.0       26        107,000
+    80, dense               2.7      189
 
 Newton's method calls the field so often that operations on small tensors never win; only compiling sets a limit.
 

@@ -78,6 +78,6 @@ class Kernel:
         if self.stops is not None:
             helpers.append(templates.pass_stop_source(at))
         if self.events is not None and kind == "forward":
-            helpers.append(templates.event_functions(self.method, self.states, self.traits))
+            helpers.append(templates.event_functions(self.method, at, self.states))
         source = _TEMPLATES[kind](self.method, self.states, self.leaves, self.stops, self.traits)
         return "\n".join([*helpers, source]), at.scratch + fields.scratch

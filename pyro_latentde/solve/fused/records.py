@@ -29,8 +29,8 @@ class Steps:
     """The accepted steps of every row: blocks of rows (lo, hi, records), and where each row's records lie in its block.
 
     A record of ``width`` numbers is (t, h, y_1 .. y_D) at the beginning of a step; with implicit steps (of ``kind``)
-    also its stages, and last how it was taken (0 explicit, else implicit); ``stopping``: the stop (or event) at which
-    it ended too. Records of None were not kept: ``again`` makes them. ``inputs`` are those of the solve.
+    also its stages, and last how it was taken (0 explicit, else implicit); before that ``ends`` numbers, the stop and
+    the event at which it ended. Records of None were not kept: ``again`` makes them. ``inputs`` are those of the solve.
     """
 
     blocks: list[tuple[int, int, np.ndarray | None]]
@@ -38,7 +38,7 @@ class Steps:
     status: np.ndarray
     width: int
     kind: str
-    stopping: bool
+    ends: int
     inputs: "Arrays"
     again: SolvesAgain | None = None
 
@@ -96,10 +96,11 @@ class Steps:
 
     def plan(self) -> np.ndarray:
         """The steps as they are taken again: sizes; where methods alternate or steps end at stops, see RowSolution."""
-        if self.kind != "switching" and not self.stopping:
+        if self.kind != "switching" and not self.ends:
             return self.sizes()
         how = () if self.kind == "explicit" else (self.width - 1,)
-        where = (self.width - (1 if self.kind == "explicit" else 2),) if self.stopping else ()
+        last = self.width - len(how)
+        where = range(last - self.ends, last)
         found = self._columns(1, *how, *where)
         return found if how else np.insert(found, 1, 0.0, axis=2)
 

@@ -4,17 +4,15 @@
 ``solve/events/rows.py`` and ``solve/events/watch.py`` are the same algorithm in plain torch; read those first.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from pyro_latentde.solve.events.event import EventTraits
 from pyro_latentde.solve.events.rows import LANDINGS, NARROW
 from pyro_latentde.solve.events.watch import NOISE, SAMPLES
 from pyro_latentde.solve.fused.templates.implicit import exact_stages
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, for_event, indent, interpolant, stage
 from pyro_latentde.solve.methods.catalog import Method
 
-__all__ = ["event_functions", "event_happens", "event_rows_begin", "event_search", "event_slots"]
+__all__ = ["event_functions", "event_happens", "event_rows_begin", "event_search", "event_slots", "watched_anew"]
 
 EPS = 2.220446049250313e-16
 TINY = 2.2250738585072014e-308
@@ -25,9 +23,8 @@ def event_slots(at: WorkLayout) -> str:
     return "" if not at.events else ", et: Floats, ey: Floats, ew: Ints"
 
 
-def event_functions(method: Method, d: int, events: Sequence[EventTraits]) -> str:
+def event_functions(method: Method, at: WorkLayout, d: int) -> str:
     """``take_step``, ``sample``, ``event_root``, ``crossing``, ``land`` and ``event_sides``."""
-    at = WorkLayout(method, d, None, 0, events)
     return "\n".join(
         [
             _take_step(method, at, d),
@@ -100,7 +97,7 @@ def event_root(e: int, a: float, b: float, right: float, t: float, h: float, sti
     fa = w[{at.value} + e]
     fb = right
     if touching:  # a zero at the very start is divided out
-        fa = w[{at.rate} + e] * h
+        fa = w[{at.pace} + e] * h
         fb = right / b
     last = 0
     turn = 0
@@ -150,8 +147,9 @@ def _crossing(at: WorkLayout) -> str:
             f"        w[{at.fired}] = {float(e)!r}"
         )
     look = "\n".join(tests)
+    landing, at_stop = ("", "") if at.stops is None else (", landing: bool", f"\n            {indent(_at_stop(at), 3)}")
     return f"""
-def crossing(t: float, h: float, stiff: bool, w: Floats, p: Floats, o: Ints) -> float:
+def crossing(t: float, h: float, stiff: bool{landing}, w: Floats, p: Floats, o: Ints) -> float:
     earliest = 2.0
     a = 0.0
     for n in range(1, {len(SAMPLES) + 1}):
@@ -160,7 +158,7 @@ def crossing(t: float, h: float, stiff: bool, w: Floats, p: Floats, o: Ints) -> 
         for e in range({count}):
             w[{at.right} + e] = w[{at.g} + e]
             if n == {len(SAMPLES)} and not abs(w[{at.g} + e]) < np.inf:
-                return np.nan
+                return np.nan{at_stop}
         {indent(look, 2)}
         if earliest <= 1.0:
             return earliest
@@ -172,6 +170,15 @@ def crossing(t: float, h: float, stiff: bool, w: Floats, p: Floats, o: Ints) -> 
         a = b
     return earliest
 """
+
+
+def _at_stop(at: WorkLayout) -> str:
+    """What is zero, to rounding, where the step lands on a stop happens before what does there."""
+    reach = f"{NOISE * EPS / (SAMPLES[-1] - SAMPLES[-2])!r} * max(abs(t) / abs(h), 1.0)"
+    change = f"abs(w[{at.right} + e] - w[{at.value} + e])"
+    return f"""if landing and n == {len(SAMPLES)} and w[{at.touch} + e] == 0.0:
+    if abs(w[{at.right} + e]) <= {reach} * {change}:
+        w[{at.right} + e] = 0.0"""
 
 
 def _land(method: Method, at: WorkLayout, d: int) -> str:
@@ -212,7 +219,11 @@ def land(e: int, t: float, h: float, furthest: float, stiff: bool, w: Floats, p:
 
 
 def _sides(at: WorkLayout) -> str:
-    """On which side of zero conditions start, fired = -1 at t0, else after that event; NaN where one is not finite."""
+    """On which side of zero conditions start, fired = -1 at t0, else after that event; NaN where one is not finite.
+
+    Behind a stop, fired = -2 unless an event has been at the same time.
+    """
+    start, later = ("fired < 0", "fired >= 0") if at.stops is None else ("fired == -1", "fired != -1")
     return f"""
 def event_sides(fired: int, t: float, size: float, w: Floats, p: Floats, o: Ints) -> float:
     conditions(t, w, {at.y}, {at.g}, {at.scratch}, p, o)
@@ -222,14 +233,14 @@ def event_sides(fired: int, t: float, size: float, w: Floats, p: Floats, o: Ints
         rate = w[{at.right} + e]
         if not abs(value) < np.inf:
             return np.nan
-        own = fired < 0 or fired == e
+        own = {start} or fired == e
         noise = 0.0
-        if fired >= 0:
+        if {later}:
             noise = {NOISE * EPS!r} * max(abs(t), abs(size)) * abs(rate)
             if own:
                 noise += 16.0 * w[{at.left}]
         w[{at.touch} + e] = 0.0
-        w[{at.rate} + e] = rate
+        w[{at.pace} + e] = rate
         if abs(value) <= noise:
             if own:
                 w[{at.side} + e] = 0.0
@@ -248,12 +259,13 @@ def event_rows_begin(at: WorkLayout) -> str:
     """At t0: no events yet, and the sides."""
     if not at.events:
         return ""
+    behind = "" if at.stops is None else "latest = -1\nmoment = np.nan\n"
     return f"""found = 0
 fired = -1
 origin = start
 base = 0
 full = 0.0
-for e in range({len(at.events)}):
+{behind}for e in range({len(at.events)}):
     w[{at.count} + e] = 0.0
 for e in range({at.room}):
     et[r * {at.room} + e] = np.nan
@@ -274,14 +286,18 @@ def event_search(method: Method, at: WorkLayout, d: int) -> str:
         "fired", {e: f"full_up = w[{at.count + e}] >= {kind.limit}.0" for e, kind in enumerate(at.events)}
     )
     dense = f"{indent(dense, 1)}\n    " if dense else ""
-    return f"""full = h
+    meant, moving, landing, snapped, column = "", "else", "", "", 2
+    if at.stops is not None:
+        meant, moving, landing, snapped = "\nif mode == 0:\n    full = wish", "elif h != 0.0", ", landing", _snapped()
+        column = 3
+    return f"""full = h{meant}
 fired = -1
 furthest = h
 if mode == 2:
-    fired = int(hs[r * hss + {at.plan} * accepted + 2]) - 1
+    fired = int(hs[r * hss + {at.plan} * accepted + {column}]) - 1
     furthest = 2.0 * h
-else:
-    {dense}theta = crossing(t, h, {stiff}, w, p, o)
+{moving}:
+    {dense}theta = crossing(t, h, {stiff}{landing}, w, p, o)
     if not theta < np.inf:
         code = 3
         break
@@ -299,7 +315,27 @@ if fired >= 0:
         code = 3
         break
     t_new = t + h
-    last = False"""
+    last = False{indent(snapped, 1)}"""
+
+
+def _snapped() -> str:
+    """An event within rounding of a stop is at its time."""
+    return f"""
+landing = False
+if abs(t_new - p[stops + m]) <= {NOISE * EPS!r} * max(abs(t), abs(h)):
+    t_new = p[stops + m]"""
+
+
+def watched_anew(at: WorkLayout) -> str:
+    """Behind a stop conditions are watched from the new state."""
+    if at.stops is None or not at.events:
+        return ""
+    return """if landing and not last and mode != 2:
+    if moment != t:
+        latest = -2
+    if not event_sides(latest, t, h, w, p, o) < np.inf:
+        code = 3
+        break"""
 
 
 def event_happens(method: Method, at: WorkLayout, d: int) -> str:
@@ -320,6 +356,12 @@ def event_happens(method: Method, at: WorkLayout, d: int) -> str:
     implicit = "" if not method.uses_newton else "\n    stale = True\n    fresh = False\n    taken = 2.0"
     if method.stiff is not None:
         implicit += "\n    hints = 0"
+    anew = """planned = int(np.ceil(abs(t_end - t) / step * (1.0 - 1e-12)))
+h = (t_end - t) / max(1, planned)"""
+    left, here = "not sign * (t_end - t) > 0.0", ""
+    if at.stops is not None:
+        anew, here = "done = 0", "\n    latest = fired\n    moment = t"
+        left = f"not (sign * (t_end - t) > 0.0{' or p[stops + m] == t' if at.stops.after else ''})"
     return f"""if fired >= 0:
     h = full
     et[r * {at.room} + found] = t
@@ -348,8 +390,7 @@ def event_happens(method: Method, at: WorkLayout, d: int) -> str:
     origin = t
     base = accepted
     if mode == 1:
-        planned = int(np.ceil(abs(t_end - t) / step * (1.0 - 1e-12)))
-        h = (t_end - t) / max(1, planned)
+        {indent(anew, 2)}
     elif mode == 2:
         offset = 0.0
-    last = accepted == planned if mode == 2 else not sign * (t_end - t) > 0.0{implicit}"""
+    last = accepted == planned if mode == 2 else {left}{here}{implicit}"""

@@ -4,7 +4,13 @@
 from collections.abc import Sequence
 
 from pyro_latentde.solve.events.event import EventTraits
-from pyro_latentde.solve.fused.templates.events import event_happens, event_rows_begin, event_search, event_slots
+from pyro_latentde.solve.fused.templates.events import (
+    event_happens,
+    event_rows_begin,
+    event_search,
+    event_slots,
+    watched_anew,
+)
 from pyro_latentde.solve.fused.templates.first_step import first_step
 from pyro_latentde.solve.fused.templates.implicit import implicit_trial
 from pyro_latentde.solve.fused.templates.landing import (
@@ -13,10 +19,11 @@ from pyro_latentde.solve.fused.templates.landing import (
     given_steps,
     landed,
     next_step_to_stop,
+    waiting,
     wished,
 )
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, blend, combine, indent, interpolant, lines, stage
-from pyro_latentde.solve.fused.templates.recording import by_kind, record_mark, record_stages, zero_stages
+from pyro_latentde.solve.fused.templates.recording import by_kind, record_end, record_stages, zero_stages
 from pyro_latentde.solve.fused.templates.stops import start_at_stops
 from pyro_latentde.solve.fused.templates.switching import back_to_explicit, leap, lost_leap, start_switching, switch
 from pyro_latentde.solve.fused.templates.symplectic import hermite_output, speeds_at_ends, symplectic_trial
@@ -108,7 +115,7 @@ def _plan_of_steps(method: Method, at: WorkLayout, d: int) -> str:
             for i in range({d}):
                 buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
             {indent(record_stages(method, at, d, "pos * " + str(at.width), 1), 3)}
-{lines(_ended(at, "pos * " + str(at.width), "0.0 - m", "0.0"), 3)}            pos += 1
+{lines(record_end(at, "pos * " + str(at.width), "0.0 - m"), 3)}            pos += 1
         {indent(_start_of_implicit(method), 2)}
         before = 0.0
         retry = False
@@ -247,7 +254,7 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
         moved = by_kind(method, lambda one: end_of_given(one, at, d))
         stop, goes_on = landed(method, at, d, zero_stages(method, at, d)), wished()
         if at.stops.after:
-            within = "sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not landing)"
+            within = f"sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not {waiting(at)})"
     return f"""            if keep:
                 if (pos + 1) * {at.width} > room:
                     return r
@@ -257,7 +264,7 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 for i in range({d}):
                     buf[at_record + 2 + i] = w[{at.y} + i]
                 {indent(record_stages(method, at, d, "at_record", at.stages), 4)}
-{lines(_ended(at, "at_record", "m if landing else 0.0 - m", "fired + 1.0"), 4)}                pos += 1
+{lines(record_end(at, "at_record", "m if landing else 0.0 - m", "fired + 1.0"), 4)}                pos += 1
             {indent(_dense_stages(method, at, d), 3)}
 {lines(moved, 3)}            while j < T and ({within} or last):
                 gap = abs(ts[tt + j] - t_new)
@@ -289,17 +296,12 @@ def _accepted_step(method: Method, at: WorkLayout, d: int) -> str:
                 retry = False
                 unfinished = False
                 h = h * factor
-{lines(goes_on, 4)}{lines(leap(method), 4)}{lines(event_happens(method, at, d), 3)}"""
+{lines(goes_on, 4)}{lines(leap(method), 4)}{lines(watched_anew(at), 3)}{lines(event_happens(method, at, d), 3)}"""
 
 
 def _reach(at: WorkLayout) -> str:
     """How far beyond given steps an output may lie, in units of the last: events move what is behind them."""
     return "0.1" if at.events else "1e-4"
-
-
-def _ended(at: WorkLayout, record: str, stop: str, event: str) -> str:
-    """In which stop or event the step ended."""
-    return f"buf[{record} + {at.event}] = {event}" if at.events else record_mark(at, record, stop)
 
 
 def _output(method: Method, at: WorkLayout, d: int) -> str:

@@ -6,10 +6,11 @@ they ended, so that a stop that moved since is met by the interpolant of the ste
 """
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, indent, interpolant
+from pyro_latentde.solve.fused.templates.recording import record_end
 from pyro_latentde.solve.fused.templates.stops import zero_step
 from pyro_latentde.solve.methods.catalog import Method
 
-__all__ = ["after_last_stop", "end_of_given", "given_steps", "landed", "next_step_to_stop", "wished"]
+__all__ = ["after_last_stop", "end_of_given", "given_steps", "landed", "next_step_to_stop", "waiting", "wished"]
 
 
 def given_steps(at: WorkLayout) -> str:
@@ -116,6 +117,11 @@ if landing:
     before = 0.0"""
 
 
+def waiting(at: WorkLayout) -> str:
+    """A condition: outputs at the end of the step wait for what happens at a stop there."""
+    return "(landing or fired >= 0 and t_new == p[stops + m])" if at.events else "landing"
+
+
 def after_last_stop(at: WorkLayout, d: int, stages: str) -> str:
     """Outputs after a stop at the last time: a step of size 0 tells their derivatives."""
     return f"""if over and code == 0:
@@ -127,7 +133,7 @@ def after_last_stop(at: WorkLayout, d: int, stages: str) -> str:
         for i in range({d}):
             buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
         {indent(stages, 2)}
-        buf[pos * {at.width} + {at.mark}] = 0.0 - m
+        {indent(record_end(at, f"pos * {at.width}", "0.0 - m"), 2)}
         pos += 1
     while j < T:
         for i in range({d}):

@@ -2,6 +2,8 @@
 """Pieces of source that the kernels share: stages, combinations, interpolants, the layout of the work array."""
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 
 from pyro_latentde.solve.events.event import EventTraits
 from pyro_latentde.solve.events.watch import capacity
@@ -92,15 +94,21 @@ class WorkLayout:
             end = self._place_stops(stops, leaves, end)
             self.mark = self.width - (1 if method.kind == "explicit" else 2)
         if events:
-            self.plan = 3  # and the event that it ends in, counted from 1
+            self.plan = 3 if stops is None else 4  # and the event that it ends in, counted from 1
             end = self._place_events(end, d, len(events))
             self.event = self.width - (1 if method.uses_newton else 0)  # how it was taken stays the last
             self.width += 1
         self.scratch = end
 
+    def without_inputs(self) -> "WorkLayout":
+        """As functions of events see it, to whose values the constant inputs of states add nothing."""
+        at = copy(self)
+        at.stops = None if self.stops is None else replace(self.stops, infused=())
+        return at
+
     def _place_events(self, end: int, d: int, n: int) -> int:
         """Sides of conditions, values and rates with which a search begins, and room to work."""
-        self.side, self.value, self.rate, self.touch, self.count, self.g, self.right = (end + i * n for i in range(7))
+        self.side, self.value, self.pace, self.touch, self.count, self.g, self.right = (end + i * n for i in range(7))
         end += 7 * n
         self.spot, self.direction, self.phi = (end + i * d for i in range(3))
         self.k_size = end + 3 * d

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, indent
 from pyro_latentde.solve.methods.catalog import Method
 
-__all__ = ["by_kind", "record_mark", "record_stages", "zero_stages"]
+__all__ = ["by_kind", "record_end", "record_stages", "zero_stages"]
 
 
 def by_kind(method: Method, source: Callable[[Method], str]) -> str:
@@ -45,5 +45,7 @@ def zero_stages(method: Method, at: WorkLayout, d: int) -> str:
 buf[pos * {at.width} + {at.width - 1}] = 2.0"""
 
 
-def record_mark(at: WorkLayout, record: str, mark: str) -> str:
-    return "" if at.stops is None else f"buf[{record} + {at.mark}] = {mark}"
+def record_end(at: WorkLayout, record: str, mark: str, event: str = "0.0") -> str:
+    """In which stop and event the step ended."""
+    ends = [] if at.stops is None else [f"buf[{record} + {at.mark}] = {mark}"]
+    return "\n".join([*ends, f"buf[{record} + {at.event}] = {event}"] if at.events else ends)

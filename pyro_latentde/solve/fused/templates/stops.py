@@ -15,6 +15,7 @@ with it all steps that follow.
 """
 
 from pyro_latentde.solve.fused.templates.parts import WorkLayout, combine, indent
+from pyro_latentde.solve.fused.templates.recording import record_end
 from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.stops.schedule import NUDGE
 
@@ -106,7 +107,7 @@ def zero_step(at: WorkLayout, d: int, stages: str) -> str:
     for i in range({d}):
         buf[pos * {at.width} + 2 + i] = w[{at.y} + i]
     {indent(stages, 1)}
-    buf[pos * {at.width} + {at.mark}] = m
+    {indent(record_end(at, f"pos * {at.width}", "m"), 1)}
     pos += 1
 accepted += 1
 m = pass_stop(m, ahead, {at.y}, w, p, o)"""

@@ -42,7 +42,7 @@ def tangent_source(
     if at.stops is not None:
         setup = start_of_tangent(at)
         if at.stops.after:
-            within = "sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not mark > 0.0)"
+            within = f"sign * ts[tt + j] < sign * t_new or (ts[tt + j] == t_new and not {_waiting(at)})"
     return f"""
 def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: Ints, ps: Ints, pd: Floats,
             pdo: Ints, pds: Ints, status: Ints, buf: Floats, spans: Ints, y0_dot: Floats, ts_dot: Floats,
@@ -81,6 +81,14 @@ def tangent(lo: int, hi: int, T: int, ts: FloatsAt, tss: int, p: FloatsAt, po: I
             j += 1
     return 0
 """
+
+
+def _waiting(at: WorkLayout) -> str:
+    """A condition: outputs at the end of the step wait for the stop there, also where an event comes first."""
+    if not at.events:
+        return "mark > 0.0"
+    record = f"buf[(n + 1) * {at.width}"
+    return f"(mark > 0.0 or happened >= 0 and n + 1 < end and {record} + 1] == 0.0 and {record} + {at.mark}] > 0.0)"
 
 
 def _at_stop(method: Method, at: WorkLayout, d: int) -> str:
