@@ -100,8 +100,23 @@ def test_values_count_not_how_they_lie_in_memory(kind):
 
 def test_symbolic_zeros_and_other_dtypes_are_copied():
     for x in (torch._efficientzerotensor(3, dtype=DOUBLE), torch.zeros(3), torch.zeros(3, dtype=torch.float16)):
-        address, holder = _located(x)
+        address, holder, _ = _located(x)
         assert address and holder.dtype == DOUBLE and holder.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("kind", ["plain", "strided"])
+def test_gradients_of_single_precision_inputs(kind):
+    """They are copied for the kernel; the gradient finds the copies again, or makes them where the tensor is a view."""
+    single = torch.stack([RATES, RATES + 1.0], dim=-1).float()
+    single = single[..., 0] if kind == "strided" else single[..., 0].contiguous()
+    p = single.requires_grad_()
+    (got,) = torch.autograd.grad(solve(y0=STARTS.float(), p=p, times=TIMES.float()).ys.sum(), p)
+    exact = p.detach().double().requires_grad_()
+    (right,) = torch.autograd.grad(
+        solve(y0=STARTS.float().double(), p=exact, times=TIMES.float().double()).ys.sum(), exact
+    )
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), right, rtol=1e-3, atol=1e-3)
 
 
 def test_a_gradient_outlives_the_inputs():
