@@ -14,6 +14,17 @@ def tensor(*values, **kwargs):
     return torch.tensor(values, dtype=DOUBLE, **kwargs)
 
 
+ENGINES = ("fused", "torch")
+TIMES = tensor(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.7)
+WEIGHTS = torch.cos(torch.arange(8, dtype=DOUBLE))
+TIGHT = {"rtol": 1e-11, "atol": 1e-12}
+ONE = torch.ones(1, dtype=DOUBLE)
+
+
+def leaves(*values):
+    return [v.detach().clone().requires_grad_() for v in values]
+
+
 def decay(t, y, lagged, p):
     """dy/dt = -p y(t - lag)."""
     return -p * lagged[0]

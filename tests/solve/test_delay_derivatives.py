@@ -5,8 +5,14 @@ import pytest
 import torch
 from delay_problems import (
     DOUBLE,
+    ENGINES,
+    ONE,
+    TIGHT,
+    TIMES,
+    WEIGHTS,
     decay,
     decay_solution,
+    leaves,
     tensor,
     two_lags,
     wave,
@@ -16,16 +22,6 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_latentde as lde
-
-ENGINES = ("fused", "torch")
-TIMES = tensor(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.7)
-WEIGHTS = torch.cos(torch.arange(8, dtype=DOUBLE))
-TIGHT = {"rtol": 1e-11, "atol": 1e-12}
-ONE = torch.ones(1, dtype=DOUBLE)
-
-
-def leaves(*values):
-    return [v.detach().clone().requires_grad_() for v in values]
 
 
 def weighed(ys):

@@ -6,10 +6,16 @@ import pytest
 import torch
 from delay_problems import (
     DOUBLE,
+    ENGINES,
     MACKEY_GLASS,
+    ONE,
+    TIGHT,
+    TIMES,
+    WEIGHTS,
     by_scipy,
     decay,
     decay_solution,
+    leaves,
     logistic,
     mackey_glass,
     tensor,
@@ -19,17 +25,6 @@ from delay_problems import (
 from ode_fields import central_difference
 
 import pyro_latentde as lde
-
-ENGINES = ("fused", "torch")
-TIMES = tensor(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.7)
-WEIGHTS = torch.cos(torch.arange(8, dtype=DOUBLE))
-TIGHT = {"rtol": 1e-11, "atol": 1e-12}
-ONE = torch.ones(1, dtype=DOUBLE)
-
-
-def leaves(*values):
-    return [v.detach().clone().requires_grad_() for v in values]
-
 
 # ---- values ------------------------------------------------------------------------------------------------------
 

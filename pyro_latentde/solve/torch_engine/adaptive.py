@@ -31,32 +31,14 @@ from pyro_latentde.solve.torch_engine.switching import change_rows, lost_leaps, 
 from pyro_latentde.solve.torch_engine.trial import Trial, given_trial, rms, take_trial
 from pyro_latentde.solve.torch_engine.work_rows import WorkRows
 
-__all__ = ["AdaptiveRows", "solve_adaptive"]
-
-
-@torch.no_grad()
-def solve_adaptive(
-    f: Callable[..., Tensor],
-    y0: Tensor,
-    times: Tensor,
-    t0: Tensor,
-    method: Method,
-    rtol: float,
-    atol: float,
-    max_steps: int,
-    step_size: float | None = None,
-    stops: RowStops | None = None,
-    events: list[RowEvent] | None = None,
-) -> RowSolution:
-    """Solve every row with its own step sizes (arguments as ``solve_rows``).
-
-    With ``step_size`` they are equal from one event or stop to the next.
-    """
-    return AdaptiveRows(f, y0, times, t0, method, rtol, atol, max_steps, step_size, stops, events).run()
+__all__ = ["AdaptiveRows"]
 
 
 class AdaptiveRows:
-    """One adaptive solve: what is written (per row of the batch), and the loop."""
+    """One adaptive solve: what is written (per row of the batch), and the loop; arguments as ``solve_rows``.
+
+    With ``step_size`` steps are equal from one event or stop to the next. No gradient: ``solve_rows`` switches it off.
+    """
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from pyro_latentde.solve.methods.catalog import Method
 from pyro_latentde.solve.row_solution import MAX_STEPS, NO_CONVERGENCE, NON_FINITE, OK, RowSolution
 from pyro_latentde.solve.step_record import StepRecord
 from pyro_latentde.solve.stops.rows import RowStops
-from pyro_latentde.solve.torch_engine.adaptive import solve_adaptive
+from pyro_latentde.solve.torch_engine.adaptive import AdaptiveRows
 from pyro_latentde.solve.torch_engine.plan import plan_outputs
 from pyro_latentde.solve.torch_engine.replay import along_events, follow, replay_rows, settled_steps
 
@@ -76,7 +76,7 @@ def solve_rows(
     if steps is not None:
         return _solve_given(f, y0, times, t0, steps, None, method, None, stops, events)
     if step_size is not None and events:
-        return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, step_size, stops, events)
+        return AdaptiveRows(f, y0, times, t0, method, rtol, atol, max_steps, step_size, stops, events).run()
     if step_size is not None:
         equal = stops.equal_steps if stops.any else _equal_steps
         steps, offsets, cut = equal(times, t0, step_size, max_steps)
@@ -86,7 +86,7 @@ def solve_rows(
             f"method {method.name!r} does not estimate its error: expected step_size=, got none. "
             "Give step_size, or choose tsit5, dopri5, dopri8, bosh3 or heun."
         )
-    return solve_adaptive(f, y0, times, t0, method, rtol, atol, max_steps, None, stops, events)
+    return AdaptiveRows(f, y0, times, t0, method, rtol, atol, max_steps, None, stops, events).run()
 
 
 def _equal_steps(times: Tensor, t0: Tensor, step_size: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
